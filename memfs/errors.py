@@ -1,0 +1,78 @@
+"""What can go wrong, as values: an errno for programs, a sentence for people, a hint that mends it.
+
+Everything below the mount raises :class:`OSError` or :class:`MemfsError`.
+:func:`errno_of` is the one place that turns either into the number a reader sees.
+"""
+
+import errno
+from typing import ClassVar
+
+import attrs
+
+
+@attrs.frozen
+class MemfsError(Exception):
+    """A failure that a user can be told about in one sentence.
+
+    Attributes:
+        sentence: what happened, without a full stop at the end.
+        hint: what to do about it; empty where there is nothing to do.
+    """
+
+    number: ClassVar[int] = errno.EIO
+    sentence: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sentence}: {self.hint}" if self.hint else self.sentence
+
+
+class NoSuchEntry(MemfsError):
+    """A name, a process or a mapping that is not there (any more)."""
+
+    number = errno.ENOENT
+
+
+class TargetExited(MemfsError):
+    """The process whose memory is open has ended."""
+
+    number = errno.ESRCH
+
+
+class TargetReplaced(MemfsError):
+    """The process has exec'ed another program since its memory was opened."""
+
+    number = errno.ESTALE
+
+
+class RangeUnmapped(MemfsError):
+    """The bytes asked for are not mapped, or no one can read them."""
+
+    number = errno.EIO
+
+
+class AccessDenied(MemfsError):
+    """The kernel's ptrace access check refused us."""
+
+    number = errno.EACCES
+
+
+class BadOption(MemfsError):
+    """An option that is unknown, or cannot be meant as it stands."""
+
+    number = errno.EINVAL
+
+
+class CannotMount(MemfsError):
+    """A mount point that cannot be used, or something that mounting needs is missing."""
+
+    number = errno.EINVAL
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that *error* stands for; EIO where it says nothing better."""
+    if isinstance(error, MemfsError):
+        return error.number
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EIO

@@ -1,0 +1,168 @@
+"""The frames of the FUSE protocol that the data plane speaks: bytes to values and back, no I/O.
+
+``<linux/fuse.h>``, protocol 7.31 and later. Everything that has no name here goes to libfuse as it came.
+"""
+
+import enum
+import struct
+from typing import NamedTuple
+
+
+class Opcode(enum.IntEnum):
+    """``enum fuse_opcode``."""
+
+    READ = 15
+    INIT = 26
+    READDIR = 28
+    INTERRUPT = 36
+    READDIRPLUS = 44
+    LSEEK = 46
+
+
+class Whence(enum.IntEnum):
+    """``<unistd.h>``; the kernel answers the others itself."""
+
+    DATA = 3
+    HOLE = 4
+
+
+# struct fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding
+_IN_HEADER = struct.Struct("=IIQQIIIHH")
+# struct fuse_read_in: fh offset size read_flags lock_owner flags padding
+_READ_IN = struct.Struct("=QQIIQII")
+# struct fuse_lseek_in: fh offset whence padding
+_LSEEK_IN = struct.Struct("=QQII")
+_LSEEK_OUT = struct.Struct("=Q")
+_INTERRUPT_IN = struct.Struct("=Q")
+# struct fuse_out_header: len error unique
+_OUT_HEADER = struct.Struct("=IiQ")
+_READ_SIZE = struct.Struct("=I")
+_READ_SIZE_AT = _IN_HEADER.size + 16
+
+OUT_HEADER_BYTES = _OUT_HEADER.size
+IN_HEADER_BYTES = _IN_HEADER.size
+
+
+class Head(NamedTuple):
+    """What tells one request from the other."""
+
+    length: int
+    opcode: int
+    unique: int
+
+
+class ReadRequest(NamedTuple):
+    """READ: *size* bytes at *offset* of the open file *handle*."""
+
+    handle: int
+    offset: int
+    size: int
+
+
+class SeekRequest(NamedTuple):
+    """LSEEK: the next data or hole (*whence*) from *offset* on in the open file *handle*."""
+
+    handle: int
+    offset: int
+    whence: int
+
+
+class FrameError(ValueError):
+    """A frame that is shorter than it says, or than its opcode needs."""
+
+
+def parse_head(frame: memoryview) -> Head:
+    """The head of a request."""
+    if len(frame) < _IN_HEADER.size:
+        raise FrameError(f"a frame of {len(frame)} bytes has no header")
+    length, opcode, unique, *_ = _IN_HEADER.unpack_from(frame)
+    if length != len(frame):
+        raise FrameError(f"a frame of {len(frame)} bytes says that it has {length}")
+    return Head(length, opcode, unique)
+
+
+def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
+    if len(frame) < _IN_HEADER.size + layout.size:
+        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
+    return layout.unpack_from(frame, _IN_HEADER.size)
+
+
+def parse_read(frame: memoryview) -> ReadRequest:
+    """The body of a READ."""
+    handle, offset, size, *_ = _body(_READ_IN, frame)
+    return ReadRequest(handle, offset, size)
+
+
+def parse_seek(frame: memoryview) -> SeekRequest:
+    """The body of an LSEEK."""
+    handle, offset, whence, _ = _body(_LSEEK_IN, frame)
+    return SeekRequest(handle, offset, whence)
+
+
+def parse_interrupt(frame: memoryview) -> int:
+    """The *unique* of the request that an INTERRUPT wants to end."""
+    return _body(_INTERRUPT_IN, frame)[0]
+
+
+def limit_read_size(frame: memoryview, limit: int) -> None:
+    """Lower the size that a READDIR or READDIRPLUS asks for to *limit* bytes."""
+    _, _, size, *_ = _body(_READ_IN, frame)
+    if size > limit:
+        _READ_SIZE.pack_into(frame, _READ_SIZE_AT, limit)
+
+
+def pack_reply_head(into: memoryview, at: int, unique: int, body_bytes: int) -> None:
+    """Write the header of a reply with *body_bytes* behind it into *into* at *at*."""
+    _OUT_HEADER.pack_into(into, at, OUT_HEADER_BYTES + body_bytes, 0, unique)
+
+
+def error_reply(unique: int, number: int) -> bytes:
+    """The whole reply to a request that failed with errno *number*."""
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES, -number, unique)
+
+
+def seek_reply(unique: int, offset: int) -> bytes:
+    """The whole reply to an LSEEK."""
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + _LSEEK_OUT.size, 0, unique) + _LSEEK_OUT.pack(offset)
+
+
+# struct fuse_init_in: major minor max_readahead flags flags2 …
+_INIT_IN = struct.Struct("=5I")
+# struct fuse_init_out: major minor max_readahead flags max_background:H congestion:H max_write time_gran
+# max_pages:H map_alignment:H flags2 …
+_INIT_OUT = struct.Struct("=4IHHIIHHI")
+
+
+class InitFlag(enum.IntFlag):
+    """``FUSE_*`` flags of INIT, the second word in the upper half."""
+
+    MAX_PAGES = 1 << 22
+    INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
+    """Linux 6.6: a file that was opened for direct I/O may be mapped shared."""
+
+
+def parse_init(frame: memoryview) -> int:
+    """The flags that the kernel offers in INIT, both words; a kernel before 5.17 has only one."""
+    if len(frame) < _IN_HEADER.size + _INIT_IN.size:
+        return _body(struct.Struct("=4I"), frame)[3]
+    _, _, _, low, high = _body(_INIT_IN, frame)
+    return low | (high << 32 if low & InitFlag.INIT_EXT else 0)
+
+
+def unique_of_reply(reply: memoryview) -> int:
+    """Which request a reply answers."""
+    unique: int = _OUT_HEADER.unpack_from(reply)[2]
+    return unique
+
+
+def amend_init_reply(reply: bytes, offered: int) -> bytes:
+    """libfuse's reply to INIT, accepting what libfuse does not know where the kernel offered it."""
+    amended = bytearray(reply)
+    wanted = InitFlag.DIRECT_IO_ALLOW_MMAP
+    if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size and offered & wanted:
+        fields = list(_INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
+        fields[3] |= InitFlag.INIT_EXT
+        fields[9] |= wanted >> 32
+        _INIT_OUT.pack_into(amended, OUT_HEADER_BYTES, *fields)
+    return bytes(amended)

@@ -1,0 +1,75 @@
+"""The table of open files: the one place where control plane and data plane meet.
+
+The control plane adds a file at OPEN and drops it at RELEASE; the data plane looks it up at READ.
+The kernel sends RELEASE only when no READ of that file is under way, but for one: a READ that was
+interrupted has been answered, and its thread may still be stuck in it. So a file is closed by
+whoever leaves it last.
+"""
+
+import itertools
+import threading
+
+from memfs.image.source import Source
+
+
+class OpenFile:
+    """An open file and who uses it.
+
+    Attributes:
+        source: its bytes.
+    """
+
+    __slots__ = ("_lock", "_released", "_stuck", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._lock = threading.Lock()
+        self._stuck = 0
+        self._released = False
+
+    def enter_stuck(self) -> None:
+        """A thread is answered for, but still reads."""
+        with self._lock:
+            self._stuck += 1
+
+    def leave_stuck(self) -> None:
+        """That thread came back."""
+        with self._lock:
+            self._stuck -= 1
+            last = self._released and not self._stuck
+        if last:
+            self.source.close()
+
+    def release(self) -> None:
+        """No one will ask for it again."""
+        with self._lock:
+            self._released = True
+            last = not self._stuck
+        if last:
+            self.source.close()
+
+
+class Handles:
+    """Open files by number. Numbers are not used again, so a late request finds nothing."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, OpenFile] = {}
+        self._numbers = itertools.count(1)
+        self.get = self._files.get
+
+    def add(self, source: Source) -> int:
+        """Take *source* over and give it a number."""
+        number = next(self._numbers)
+        self._files[number] = OpenFile(source)
+        return number
+
+    def drop(self, number: int) -> None:
+        """Close a file, now or when its last reader leaves it."""
+        file = self._files.pop(number, None)
+        if file is not None:
+            file.release()
+
+    def drop_all(self) -> None:
+        """Close what is still open: the mount is gone."""
+        for number in list(self._files):
+            self.drop(number)

@@ -1,0 +1,143 @@
+"""Inode numbers, made so that they need no table of what the kernel remembers.
+
+A number is a process's serial in the upper bits, and what it is of that process in the lower ones:
+a fixed number for each fixed name, and the page at which a VMA begins. Serials are not used twice
+while the mount lives, so no two things ever share a number, and a number that the kernel kept of a
+dead process leads nowhere. They are forgotten when their process has ended.
+"""
+
+import enum
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+
+import attrs
+
+from memfs.errors import TargetExited
+from memfs.linux.span import PAGE_BYTES
+from memfs.target.identity import Identity
+
+ROOT_NUMBER = 1  # FUSE_ROOT_ID
+
+_WITHIN_BITS = 37
+_VMA_BIT = 1 << 36
+_FAR_BIT = 1 << 35
+"""Set for the few VMAs above 2**47, which x86-64 gives only to those who ask for them: these are counted."""
+_FIRST_PRUNE = 1024
+
+
+class Name(enum.IntEnum):
+    """What has one place in its directory; the value is part of its inode number."""
+
+    ROOT = 1
+    BY_NAME = 2
+    SELF = 3
+    PROCESS = 4
+    MEM = 5
+    VMAS = 6
+    MAPS = 7
+    HEAP = 8
+    STACK = 9
+    TEXT = 10
+    PROC = 11
+    NAME_LINK = 12
+    COMM = 13
+
+
+@attrs.frozen
+class Fixed:
+    """Something that the mount has once: the root, ``by-name``, ``self``."""
+
+    name: Name
+
+
+@attrs.frozen
+class CommDir:
+    """``by-name/COMM``."""
+
+    comm: bytes
+
+
+@attrs.frozen
+class ProcessNode:
+    """Something that a process has once."""
+
+    identity: Identity
+    name: Name
+
+
+@attrs.frozen
+class VmaNode:
+    """The file of the VMA that begins at address *start*."""
+
+    identity: Identity
+    start: int
+
+
+Node = Fixed | CommDir | ProcessNode | VmaNode
+Owner = Identity | bytes
+
+
+class Inodes:
+    """Numbers for nodes, and nodes for numbers."""
+
+    def __init__(self, living: Callable[[], AbstractSet[Owner]]) -> None:
+        """*living* tells the processes that run, and their names: their serials must be kept."""
+        self._living = living
+        self._serial_of: dict[Owner, int] = {}
+        self._owner_of: dict[int, Owner] = {}
+        self._next_serial = 1
+        self._prune_at = _FIRST_PRUNE
+        self._far: list[int] = []
+
+    def number_of(self, node: Node) -> int:
+        """The node's inode number."""
+        if isinstance(node, Fixed):
+            return int(node.name)
+        if isinstance(node, CommDir):
+            return self._serial(node.comm) << _WITHIN_BITS | Name.COMM
+        serial = self._serial(node.identity) << _WITHIN_BITS
+        if isinstance(node, ProcessNode):
+            return serial | node.name
+        page = node.start // PAGE_BYTES
+        if page >= _FAR_BIT:
+            if page not in self._far:
+                self._far.append(page)
+            page = _FAR_BIT | self._far.index(page)
+        return serial | _VMA_BIT | page
+
+    def node_of(self, number: int) -> Node:
+        """The node that got *number*.
+
+        Raises:
+            TargetExited: it belonged to a process that has been forgotten since it ended.
+        """
+        serial, within = divmod(number, 1 << _WITHIN_BITS)
+        if not serial:
+            return Fixed(Name(within))
+        owner = self._owner_of.get(serial)
+        if owner is None:
+            raise TargetExited("the process of this file has ended")
+        if isinstance(owner, bytes):
+            return CommDir(owner)
+        if within & _VMA_BIT:
+            page = within & ~_VMA_BIT
+            return VmaNode(owner, PAGE_BYTES * (self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page))
+        return ProcessNode(owner, Name(within))
+
+    def _serial(self, owner: Owner) -> int:
+        serial = self._serial_of.get(owner)
+        if serial is None:
+            if len(self._owner_of) >= self._prune_at:
+                self._prune()
+            serial = self._next_serial
+            self._next_serial += 1
+            self._serial_of[owner] = serial
+            self._owner_of[serial] = owner
+        return serial
+
+    def _prune(self) -> None:
+        """Forget who has ended; as many again may gather until the next time."""
+        living = self._living()
+        self._owner_of = {serial: owner for serial, owner in self._owner_of.items() if owner in living}
+        self._serial_of = {owner: serial for serial, owner in self._owner_of.items()}
+        self._prune_at = max(_FIRST_PRUNE, 2 * len(self._owner_of))

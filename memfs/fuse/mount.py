@@ -1,0 +1,119 @@
+"""One mount, from its options to its end: puts the planes together and takes them apart again."""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from memfs.errors import CannotMount
+from memfs.fuse.handles import Handles
+from memfs.fuse.operations import Operations
+from memfs.fuse.options import MountOptions, SpliceMode
+from memfs.fuse.reader import DataPlane
+from memfs.fuse.switch import Switch
+from memfs.fuse.tree import Tree
+from memfs.linux.qos import LatencyRequest
+from memfs.linux.syscalls import vmsplice_shares_pages
+
+log = logging.getLogger(__name__)
+
+_MESSAGE_BYTES = 4096
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) -> None:
+    """Mount on *mountpoint* and serve until it is unmounted or a signal ends us.
+
+    *mounted* is called once the kernel has the mount; the first answer may still take a moment.
+
+    Raises:
+        CannotMount: the kernel or fusermount3 refuses.
+    """
+    _allow_many_files()
+    handles = Handles()
+    _mount(Operations(Tree(), handles), mountpoint)
+    unmount = True
+    try:
+        mounted()
+        unmount = trio.run(_serve_planes, handles, options)
+    finally:
+        # Without a mount libfuse must not look for one: someone else's may be in its place.
+        pyfuse3.close(unmount=unmount)
+        handles.drop_all()
+    log.info("unmounted %s", mountpoint)
+
+
+def _mount(operations: Operations, mountpoint: Path) -> None:
+    """Let libfuse mount. It tells on stderr what went wrong: that is caught, and told in one sentence."""
+    kept = os.dup(2)
+    caught = os.memfd_create("memfs-stderr", os.MFD_CLOEXEC)
+    os.dup2(caught, 2)
+    try:
+        pyfuse3.init(operations, os.fspath(mountpoint), {"fsname=memfs", "subtype=memfs"})
+    except RuntimeError as error:
+        lines = os.pread(caught, _MESSAGE_BYTES, 0).decode(errors="replace").splitlines()
+        said = lines[0] if lines else str(error)
+        raise CannotMount(
+            f"cannot mount on {mountpoint} ({said})", "'memfs doctor' says what is missing"
+        ) from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(caught)
+
+
+async def _serve_planes(handles: Handles, options: MountOptions) -> bool:
+    """Run both planes; returns whether the mount still stands."""
+    token = trio.lowlevel.current_trio_token()
+    unmounted = False
+
+    def note_unmounted() -> None:
+        # libfuse reads a socket now and does not see the end of the device.
+        nonlocal unmounted
+        unmounted = True
+        pyfuse3.terminate()
+
+    def end_from_thread() -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(note_unmounted)
+
+    latency = LatencyRequest() if options.low_latency else None
+    with contextlib.ExitStack() as stack:
+        if latency is not None:
+            stack.callback(latency.release)
+        switch = Switch()
+        plane = DataPlane(
+            switch, handles, splice=_uses_splice(options.splice), latency=latency, on_end=end_from_thread
+        )
+        switch.start()
+        plane.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+    return not unmounted
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(*_END_SIGNALS) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            pyfuse3.terminate()
+
+
+def _uses_splice(mode: SpliceMode) -> bool:
+    if mode is SpliceMode.AUTO:
+        return vmsplice_shares_pages()
+    return mode is SpliceMode.ON
+
+
+def _allow_many_files() -> None:
+    """Each open file of the mount costs us four descriptors and more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

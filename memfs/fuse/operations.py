@@ -1,0 +1,245 @@
+"""The control plane: translates pyfuse3's calls into questions to the tree, and its answers back.
+
+No decision is taken here. pyfuse3 knows one kind of exception, and any other would end the mount: so
+every handler runs inside :func:`_translated`, which turns whatever comes into an errno. What looks
+into a process runs in a thread of its own, of which there are a limited number, so that one target
+that blocks does not keep the others waiting.
+"""
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat as stat_module
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import attrs
+import pyfuse3
+import trio
+
+from memfs.errors import AccessDenied, MemfsError, errno_of
+from memfs.fuse.handles import Handles
+from memfs.fuse.inodes import Node
+from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
+from memfs.fuse.tree import Attributes, Entry, Tree
+from memfs.linux.span import PAGE_BYTES
+
+log = logging.getLogger(__name__)
+
+PREFERRED_READ_BYTES = 1 << 20
+"""st_blksize: cp, cat and stdio read in pieces of this size, and so wait a 256th as often."""
+
+NAME_BYTES = 255
+_THREADS = 32
+_LISTED_TIMEOUT_S = 0.5
+_MOST_REMEMBERED = 4096
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+Handler = Callable[P, Coroutine[Any, Any, T]]  # Any, Any: what pyfuse3's own signatures say
+
+
+def _translated(handler: Handler[P, T]) -> Handler[P, T]:
+    """Turn every exception of *handler* into the one that pyfuse3 knows."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except (MemfsError, OSError) as error:
+            if not isinstance(error, MemfsError):
+                log.debug("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+        except Exception as error:
+            log.exception("%s failed for no known reason", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return wrapper
+
+
+@attrs.define
+class _Listing:
+    """An open directory and what was in it when it was last read from its beginning."""
+
+    node: Node
+    entries: Sequence[Entry]
+    read: bool = False
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, tree: Tree, handles: Handles) -> None:
+        super().__init__()
+        self._tree = tree
+        self._handles = handles
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._listings: dict[int, _Listing] = {}
+        self._listing_numbers = itertools.count(1)
+        self._denied: set[str] = set()
+
+    async def _ask(self, question: Callable[..., T], *args: object) -> T:
+        try:
+            return await trio.to_thread.run_sync(question, *args, limiter=self._threads)
+        except AccessDenied as error:
+            self._log_denial(error)
+            raise
+
+    def _log_denial(self, error: AccessDenied) -> None:
+        """Say once for each process why it may not be read, and what would mend it."""
+        sentence = str(error)
+        if sentence not in self._denied:
+            if len(self._denied) >= _MOST_REMEMBERED:
+                self._denied.clear()
+            self._denied.add(sentence)
+            log.warning("%s", sentence)
+
+    # Names and attributes
+
+    @_translated
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if len(name) > NAME_BYTES:
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+        parent = self._tree.inodes.node_of(parent_inode)
+        entry = await self._ask(self._tree.lookup, parent, name)
+        return _to_fuse(entry.attributes)
+
+    @_translated
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        node = self._tree.inodes.node_of(inode)
+        return _to_fuse(await self._ask(self._tree.attributes, node))
+
+    @_translated
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._ask(self._tree.read_link, self._tree.inodes.node_of(inode), ctx.pid)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: inode numbers are worked out, not remembered."""
+
+    @_translated
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        if mode & os.W_OK:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        node = self._tree.inodes.node_of(inode)
+        found = await self._ask(self._tree.attributes, node)
+        executable = stat_module.S_ISDIR(found.mode) or not mode & os.X_OK
+        return executable and (ctx.uid in (0, found.uid) or found.mode & mode == mode)
+
+    # Directories
+
+    @_translated
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        node = self._tree.inodes.node_of(inode)
+        number = next(self._listing_numbers)
+        self._listings[number] = _Listing(node, await self._ask(self._tree.list, node))
+        return number
+
+    @_translated
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self._listings[fh]
+        if start_id == 0 and listing.read:  # rewinddir
+            listing.entries = await self._ask(self._tree.list, listing.node)
+        listing.read = True
+        for position in range(start_id, len(listing.entries)):
+            entry = listing.entries[position]
+            attributes = _to_fuse(entry.attributes, timeout_s=_LISTED_TIMEOUT_S)
+            if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
+                break
+
+    async def releasedir(self, fh: int) -> None:
+        self._listings.pop(fh, None)
+
+    # Files
+
+    @_translated
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        node = self._tree.inodes.node_of(inode)
+        source = await self._ask(self._tree.open, node)
+        return pyfuse3.FileInfo(fh=self._handles.add(source), direct_io=True, keep_cache=False)
+
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever dirty."""
+
+    async def release(self, fh: int) -> None:
+        self._handles.drop(fh)
+
+    @_translated
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        memory, free = await self._ask(_memory_pages)
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = PAGE_BYTES
+        data.f_blocks = memory
+        data.f_bfree = data.f_bavail = free
+        data.f_namemax = NAME_BYTES
+        return data
+
+    # Extended attributes
+
+    @_translated
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return list(await self._ask(self._extended_attributes, inode))
+
+    @_translated
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if name.startswith(XATTR_PREFIX):
+            found = await self._ask(self._extended_attributes, inode)
+            if name in found:
+                return found[name]
+        raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+
+    def _extended_attributes(self, inode: int) -> dict[bytes, bytes]:
+        if inode == pyfuse3.ROOT_INODE:
+            return {DAEMON_XATTR: b"%d" % os.getpid()}
+        return self._tree.extended_attributes(self._tree.inodes.node_of(inode))
+
+
+def _refuse_change(name: str) -> None:
+    """Make the handler *name* answer that nothing here can be changed."""
+
+    async def refuse(*_: object) -> NoReturn:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    refuse.__name__ = name
+    setattr(Operations, name, refuse)
+
+
+for _name in (
+    "create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr", "symlink",
+    "unlink",
+):  # fmt: skip
+    _refuse_change(_name)
+
+
+def _to_fuse(found: Attributes, *, timeout_s: float = 0) -> pyfuse3.EntryAttributes:
+    """*timeout_s* is how long the kernel may believe the attributes: no longer than a listing takes."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = found.number
+    entry.st_mode = found.mode
+    entry.st_uid = found.uid
+    entry.st_gid = found.gid
+    entry.st_size = found.size_bytes
+    entry.st_blocks = found.blocks
+    entry.st_blksize = PREFERRED_READ_BYTES
+    entry.st_atime_ns = entry.st_mtime_ns = found.mtime_ns
+    entry.st_ctime_ns = found.ctime_ns
+    entry.entry_timeout = found.name_timeout_s
+    entry.attr_timeout = timeout_s
+    return entry
+
+
+def _memory_pages() -> tuple[int, int]:
+    """The pages of memory that the machine has, and those that are free."""
+    return os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")

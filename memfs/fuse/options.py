@@ -1,0 +1,75 @@
+"""What ``-o`` may say, parsed once into a value."""
+
+import enum
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+
+from memfs.errors import BadOption
+
+
+class SpliceMode(enum.Enum):
+    """How a READ's reply is put together."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+@attrs.frozen
+class MountOptions:
+    """The options of one mount.
+
+    Attributes:
+        log_file: where the daemon logs; None for syslog, or stderr in the foreground.
+        low_latency: whether CPUs may be kept from sleeping while reads flow.
+    """
+
+    splice: SpliceMode = SpliceMode.AUTO
+    log_file: Path | None = None
+    low_latency: bool = True
+
+
+_ALLOW_OTHER = (
+    "-o allow_other is refused: every user would read through the daemon with the daemon's rights",
+    "let each user mount for himself, access is not decided for each caller yet",
+)
+
+
+def parse_options(texts: Iterable[str]) -> MountOptions:
+    """The options of all ``-o`` arguments, each a list with commas.
+
+    Raises:
+        BadOption: an option is unknown, has a bad value, or contradicts another.
+    """
+    values: dict[str, str] = {}
+    for option in (part for text in texts for part in text.split(",") if part):
+        name, equals, value = option.partition("=")
+        if name in ("allow_other", "allow_root"):
+            raise BadOption(_ALLOW_OTHER[0].replace("allow_other", name), _ALLOW_OTHER[1])
+        if name not in _CHOICES:
+            known = ", ".join(sorted(_USAGE))
+            raise BadOption(f"unknown option {option!r}", f"the options are {known}")
+        choices = _CHOICES[name]
+        if not equals or not value or (choices and value not in choices):
+            raise BadOption(f"bad option {option!r}", f"write {_USAGE_BY_NAME[name]}")
+        if values.setdefault(name, value) != value:
+            raise BadOption(
+                f"{name}={values[name]} and {name}={value} contradict each other", "give one of them"
+            )
+    log_file = Path(values["log"]).absolute() if "log" in values else None
+    return MountOptions(
+        splice=SpliceMode(values.get("splice", SpliceMode.AUTO.value)),
+        log_file=log_file,
+        low_latency=values.get("low_latency", "auto") == "auto",
+    )
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "splice": tuple(mode.value for mode in SpliceMode),
+    "low_latency": ("auto", "off"),
+    "log": (),
+}
+_USAGE_BY_NAME = {"splice": "splice=auto|on|off", "low_latency": "low_latency=auto|off", "log": "log=FILE"}
+_USAGE = tuple(_USAGE_BY_NAME.values())

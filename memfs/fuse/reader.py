@@ -1,0 +1,299 @@
+"""The data plane: answers READ and LSEEK from the real device, and hands the rest to libfuse.
+
+It knows open files by number and nothing of the tree. One thread does it all, since a second one
+would only fight with it for the interpreter's lock. But a page fault in a target can last for ever
+(a userfaultfd that no one serves, a file on a dead server). So a watch looks on, and when the thread
+has been in one request for a while, another takes its place at the device; the first answers when
+it comes back, and then waits until it is needed again.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from memfs.errors import MemfsError, errno_of
+from memfs.fuse import frames
+from memfs.fuse.handles import Handles, OpenFile
+from memfs.fuse.switch import Switch
+from memfs.image.source import HEADER_ROOM, CannotSplice, Workspace
+from memfs.linux.qos import LatencyRequest
+
+log = logging.getLogger(__name__)
+
+_FRAME_BYTES = (1 << 20) + (1 << 16)
+"""The kernel refuses a read of the device with less room than its largest WRITE would take."""
+
+_TICK_S = 0.02
+_BUSY_REQUESTS = 8
+"""Requests in a tick from which on CPUs are kept awake."""
+_QUIET_TICKS = 8
+"""Ticks without that many, after which they may sleep again: 160 ms."""
+_SPARE_THREADS = 2
+_MOST_THREADS = 64
+_HEAD_AT = HEADER_ROOM - frames.OUT_HEADER_BYTES
+
+
+class DataPlane:
+    """The threads at the device, one of them in charge, and the watch over it."""
+
+    def __init__(
+        self,
+        switch: Switch,
+        handles: Handles,
+        *,
+        splice: bool,
+        latency: LatencyRequest | None,
+        on_end: Callable[[], None],
+    ) -> None:
+        """Serve the files of *handles* over *switch*.
+
+        Args:
+            splice: put replies together in a pipe; else copy them.
+            latency: held while requests flow; None to leave the CPUs alone.
+            on_end: called from a thread when the file system has been unmounted.
+        """
+        self.switch = switch
+        self.handles = handles
+        self.splice = splice
+        self.on_end = on_end
+        self.watch_sleeps = True
+        self._latency = latency
+        self._lock = threading.Lock()
+        self._servers: list[_Server] = []
+        self._spare: list[_Server] = []
+        self._traffic = threading.Event()
+        self.leader = self._add_server()
+
+    def start(self) -> None:
+        """Begin to serve."""
+        threading.Thread(target=self._watch, name="memfs-watch", daemon=True).start()
+        self.leader.start()
+
+    def wake_watch(self) -> None:
+        """Requests flow again."""
+        self.watch_sleeps = False
+        self._traffic.set()
+
+    def interrupt(self, unique: int) -> bool:
+        """Answer EINTR for a thread that is stuck in request *unique*; False where none is."""
+        with self._lock:
+            servers = list(self._servers)
+        for server in servers:
+            if server.give_up(unique):
+                self.switch.reply(frames.error_reply(unique, errno.EINTR))
+                return True
+        return False
+
+    def park(self, server: "_Server") -> bool:
+        """Keep *server* for later; False where there are enough and it should end."""
+        with self._lock:
+            if len(self._spare) < _SPARE_THREADS:
+                self._spare.append(server)
+                return True
+            self._servers.remove(server)
+            return False
+
+    def _add_server(self) -> "_Server":
+        server = _Server(self, len(self._servers))
+        self._servers.append(server)
+        return server
+
+    def _watch(self) -> None:
+        quiet_ticks = 0
+        seen = (self.leader, 0)
+        while True:
+            if self.watch_sleeps:
+                self._traffic.wait()
+                self._traffic.clear()
+            time.sleep(_TICK_S)
+            leader = self.leader
+            now = (leader, leader.requests)
+            came = now[1] - seen[1] if now[0] is seen[0] else _BUSY_REQUESTS
+            if came == 0 and leader.busy:
+                self._replace_leader()
+            quiet_ticks = 0 if came >= _BUSY_REQUESTS else quiet_ticks + 1
+            seen = now
+            if not quiet_ticks:
+                self._keep_awake()
+            elif quiet_ticks >= _QUIET_TICKS:
+                if self._latency is not None:
+                    self._latency.release()
+                quiet_ticks = 0
+                # A request that comes before this line is seen in the next round, one after it wakes us.
+                self.watch_sleeps = not leader.busy and leader.requests == seen[1]
+
+    def _keep_awake(self) -> None:
+        if self._latency is not None:
+            try:
+                self._latency.hold()
+            except OSError as error:
+                log.info("CPUs are not kept awake while reads flow: %s", error)
+                self._latency = None
+
+    def _replace_leader(self) -> None:
+        with self._lock:
+            if self._spare:
+                server = self._spare.pop()
+            elif len(self._servers) < _MOST_THREADS:
+                server = self._add_server()
+            else:
+                return
+        log.debug("request %d takes long: %s takes over", self.leader.unique, server.name)
+        self.leader = server
+        server.start()
+
+
+class _Server:
+    """One thread at the device, with all that it needs to answer.
+
+    Attributes:
+        unique: the request that it is in; 0 for none.
+        requests: how many it has taken.
+    """
+
+    def __init__(self, plane: DataPlane, number: int) -> None:
+        self.name = f"memfs-data-{number}"
+        self.unique = 0
+        self.requests = 0
+        self._plane = plane
+        self._turn = threading.Event()
+        self._started = False
+        self._lock = threading.Lock()
+        self._file: OpenFile | None = None
+        self._given_up = False
+        self._workspace = Workspace()
+        self._frame = memoryview(bytearray(_FRAME_BYTES))
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is in a request now."""
+        return self.unique != 0
+
+    def start(self) -> None:
+        """Take charge."""
+        self._turn.set()
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name=self.name, daemon=True).start()
+
+    def give_up(self, unique: int) -> bool:
+        """Note that someone else answers *unique*; False where this thread is not in it."""
+        with self._lock:
+            if self.unique != unique or self._given_up or self._file is None:
+                return False
+            self._given_up = True
+            self._file.enter_stuck()
+            return True
+
+    def _run(self) -> None:
+        plane = self._plane
+        device = plane.switch.device
+        room = [self._frame]
+        while True:
+            self._turn.wait()
+            self._turn.clear()
+            while plane.leader is self:
+                try:
+                    length = os.readv(device, room)
+                except OSError as error:
+                    # ENOENT: the request was aborted while it was being read.
+                    if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                        continue
+                    if error.errno != errno.ENODEV:
+                        log.error("cannot read the FUSE device: %s", error)
+                    plane.on_end()
+                    return
+                self.requests += 1
+                if plane.watch_sleeps:
+                    plane.wake_watch()
+                self._answer(self._frame[:length])
+            if not plane.park(self):
+                self._workspace.close()
+                return
+
+    def _answer(self, frame: memoryview) -> None:
+        head = frames.parse_head(frame)
+        opcode = head.opcode
+        if opcode == _READ:
+            read = frames.parse_read(frame)
+            self._serve(head.unique, read.handle, self._read, read.offset, read.size)
+        elif opcode == _LSEEK:
+            seek = frames.parse_seek(frame)
+            self._serve(head.unique, seek.handle, self._seek, seek.offset, seek.whence)
+        elif opcode != _INTERRUPT or not self._plane.interrupt(frames.parse_interrupt(frame)):
+            self._plane.switch.forward(head, frame)
+
+    def _serve(
+        self,
+        unique: int,
+        handle: int,
+        action: Callable[[OpenFile, int, int, int], None],
+        offset: int,
+        argument: int,
+    ) -> None:
+        """Run *action* on the open file, and turn whatever goes wrong into an errno."""
+        file = self._plane.handles.get(handle)
+        if file is None:
+            self._plane.switch.reply(frames.error_reply(unique, errno.EBADF))
+            return
+        self._file = file
+        self.unique = unique
+        try:
+            action(file, unique, offset, argument)
+        except (MemfsError, OSError) as error:
+            log.debug("%s", error)
+            self._plane.switch.reply(frames.error_reply(unique, errno_of(error)))
+        except Exception:
+            log.exception("a request failed for no known reason")
+            self._plane.switch.reply(frames.error_reply(unique, errno.EIO))
+        with self._lock:
+            self.unique = 0
+            self._file = None
+            stuck, self._given_up = self._given_up, False
+        if stuck:
+            file.leave_stuck()
+
+    def _read(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
+        workspace = self._workspace
+        if self._plane.splice:
+            try:
+                self._splice(file, unique, offset, size)
+            except CannotSplice:
+                workspace.pipe.reset()
+            except BaseException:
+                workspace.pipe.reset()
+                raise
+            else:
+                return
+        size = file.source.read_into(offset, workspace.data[:size], workspace)
+        frames.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
+        self._plane.switch.reply(workspace.whole[_HEAD_AT : HEADER_ROOM + size])
+
+    def _splice(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
+        workspace = self._workspace
+        size = file.source.clip(offset, size).size
+        frames.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
+        file.source.splice_to(offset, size, frames.OUT_HEADER_BYTES, workspace)
+        self._plane.switch.splice_reply(workspace.pipe, frames.OUT_HEADER_BYTES + size)
+
+    def _seek(self, file: OpenFile, unique: int, offset: int, whence: int) -> None:
+        source = file.source
+        if offset >= source.size_bytes:
+            raise OSError(errno.ENXIO, "the offset lies behind the end")
+        if whence == frames.Whence.DATA:
+            found = source.next_data(offset, self._workspace)
+            if found >= source.size_bytes:
+                raise OSError(errno.ENXIO, "there is only a hole from here on")
+        elif whence == frames.Whence.HOLE:
+            found = source.next_hole(offset, self._workspace)
+        else:
+            raise OSError(errno.EINVAL, "no such whence")
+        self._plane.switch.reply(frames.seek_reply(unique, found))
+
+
+_READ = int(frames.Opcode.READ)
+_LSEEK = int(frames.Opcode.LSEEK)
+_INTERRUPT = int(frames.Opcode.INTERRUPT)

@@ -1,0 +1,298 @@
+"""The memory of a running process as a source: where each byte is, and how to get it unnoticed.
+
+Offsets are the source's, addresses the target's; nothing else is converted here. What the page
+tables do not know is never read through the target, which would fault it in, but taken from the
+object that is mapped there; where nothing is, it is a hole.
+
+"Nothing there" is also what a dead or an unmapped address space looks like. So a stretch of which
+not every byte came out of the open mm itself is looked at again, after it was read.
+"""
+
+import errno
+import os
+import threading
+
+from memfs.image.source import Piece, Source, Workspace
+from memfs.linux.pagemap import PageKind, Scanner
+from memfs.linux.span import PAGE_BYTES, Span, tile
+from memfs.target.layout import Kind, Layout, Region
+from memfs.target.process import AddressSpace, unmapped
+
+
+class LiveMemory(Source):
+    """A range of a process's addresses: one VMA, or the flat address space.
+
+    It owns the address space, and descriptors of the objects mapped there, each opened when needed.
+    """
+
+    def __init__(self, space: AddressSpace, layout: Layout, span: Span, *, flat: bool) -> None:
+        """Show the addresses of *span*; where nothing is mapped, a *flat* source has holes."""
+        self.size_bytes = span.size
+        self._space = space
+        self._layout = layout
+        self._span = span
+        self._flat = flat
+        self._objects: dict[tuple[tuple[int, int], int], int] = {}
+        self._opening = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the target and of all that was opened for it."""
+        self._space.close()
+        objects, self._objects = self._objects, {}
+        for fd in objects.values():
+            if fd >= 0:
+                os.close(fd)
+
+    # Reading
+
+    def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
+        wanted = span.moved(self._span.start)
+        found: list[Piece] = []
+        at = wanted.start
+        for region in self._layout.over(wanted):
+            part = region.span.clip(wanted)
+            if part.start > at:
+                found.append(self._nothing(Span(at, part.start)))
+            self._add_pieces(region, part, workspace.scanner, found)
+            at = part.end
+        if at < wanted.end:
+            found.append(self._nothing(Span(at, wanted.end)))
+        return found
+
+    def _add_pieces(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        if region.kind is Kind.ANONYMOUS:
+            self._add_anonymous(part, scanner, found)
+        elif region.kind is Kind.PRIVATE_FILE:
+            self._add_private_file(region, part, scanner, found)
+        elif region.kind is Kind.SHARED:
+            self._add_object(region, part, scanner, found)
+        elif region.kind is Kind.OPAQUE:
+            found.append(self._memory(part))
+        else:
+            found.append(self._nothing(part))
+
+    def _memory(self, part: Span) -> Piece:
+        """Bytes of the mm. This reads what PROT_NONE hides, and faults in what is not there."""
+        return Piece(part.size, self._space.mem, part.start, cached=False)
+
+    def _nothing(self, part: Span) -> Piece:
+        """Addresses at which nothing can be read."""
+        if not self._flat:
+            raise unmapped(part.start)
+        return _zeros(part.size)
+
+    def _add_anonymous(self, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        runs = scanner.runs(self._space.pagemap, part.page_aligned())
+        touched = (run.span for run in runs if run.kind is not PageKind.EMPTY)
+        cut = [self._memory(piece) if known else _zeros(piece.size) for piece, known in tile(part, touched)]
+        if any(piece.fd < 0 for piece in cut) and self._space.is_fetched(part):
+            cut = [self._memory(part)]
+        found += cut
+
+    def _add_private_file(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        at = part.start
+        for run in scanner.runs(self._space.pagemap, part.page_aligned()):
+            if run.kind is PageKind.FILE:
+                continue
+            piece = run.span.clip(part)
+            if piece.start > at:
+                self._add_object(region, Span(at, piece.start), scanner, found)
+            found.append(self._memory(piece) if run.kind is PageKind.OWN else _zeros(piece.size))
+            at = piece.end
+        if at < part.end:
+            self._add_object(region, Span(at, part.end), scanner, found)
+
+    def _add_object(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        """The bytes of *part* as the mapped object has them; at its end there is a page to think of.
+
+        Behind the end of the file that page reads as zeros, or as what someone wrote there through a
+        mapping: then it is in the page cache only, and seen only through the target.
+        """
+        fd = self._object(region)
+        if fd < 0 or self._space.is_fetched(part):
+            found.append(self._memory(part))
+            return
+        to_file = region.mapping.offset - region.span.start
+        file_end = os.fstat(fd).st_size - to_file
+        whole = part.clip(Span(part.start, file_end & -PAGE_BYTES))
+        if whole:
+            found.append(Piece(whole.size, fd, whole.start + to_file, cached=True))
+        rest = Span(whole.end, part.end)
+        if not rest:
+            return
+        last_page = Span(file_end, file_end).page_aligned()
+        tail = rest.clip(last_page)
+        if tail:
+            if next(scanner.runs(self._space.pagemap, last_page, 1), None) is not None:
+                found.append(self._memory(tail))
+            else:
+                held = tail.clip(Span(tail.start, file_end))
+                if held:
+                    found.append(Piece(held.size, fd, held.start + to_file, cached=True))
+                if held.end < tail.end:
+                    found.append(_zeros(tail.end - held.end))
+        if tail.end < rest.end:
+            raise unmapped(max(tail.end, rest.start))
+
+    def _object(self, region: Region) -> int:
+        """A descriptor of what *region* maps; -1 where it cannot be opened."""
+        key = (region.mapping.device, region.mapping.inode)
+        fd = self._objects.get(key)
+        if fd is None:
+            with self._opening:
+                fd = self._objects.get(key)
+                if fd is None:
+                    try:
+                        fd = self._space.open_backing(region.mapping)
+                    except OSError:
+                        fd = -1
+                    self._objects[key] = fd
+        return fd
+
+    def still_true(self, span: Span, pieces: list[Piece]) -> bool:
+        mem = self._space.mem
+        for piece in pieces:
+            if piece.fd != mem:
+                return self._still_mapped(span.moved(self._span.start))
+        return True
+
+    def _still_mapped(self, wanted: Span) -> bool:
+        """Whether the layout still holds for *wanted*; if not, it is read anew."""
+        expected = sum(region.span.clip(wanted).size for region in self._layout.over(wanted))
+        for mapping in self._space.mappings_over(wanted):
+            part = mapping.span.clip(wanted)
+            regions = self._layout.over(part)
+            known = sum(r.span.clip(part).size for r in regions if r.mapping.same_memory(mapping))
+            expected -= part.size
+            if known != part.size:
+                break
+        else:
+            if not expected:
+                return True
+        self._layout = self._space.layout() if self._flat else self._space.layout_over(self._span)
+        return False
+
+    def missing(self, offset: int, piece: Piece) -> Exception:
+        address = offset + self._span.start
+        if piece.fd != self._space.mem:
+            return unmapped(address)
+        # A dead mm gives nothing, a live one an error: asking it for its mappings tells them apart.
+        next(self._space.mappings_over(self._span), None)
+        return unmapped(address)
+
+    # Holes
+
+    def next_data(self, offset: int, workspace: Workspace) -> int:
+        return self._seek(offset, workspace, data=True)
+
+    def next_hole(self, offset: int, workspace: Workspace) -> int:
+        return self._seek(offset, workspace, data=False)
+
+    def _seek(self, offset: int, workspace: Workspace, *, data: bool) -> int:
+        base = self._span.start
+        while True:
+            at = self._find(offset + base, workspace.scanner, data=data)
+            if self._still_mapped(Span(offset + base, max(at, offset + base + 1))):
+                return at - base
+
+    def _find(self, address: int, scanner: Scanner, *, data: bool) -> int:
+        """The first address from *address* on that is data, or in a hole."""
+        rest = Span(address, self._span.end)
+        at = address
+        for region in self._layout.over(rest):
+            part = region.span.clip(rest)
+            if part.start > at:
+                self._nothing(Span(at, part.start))
+                if not data:
+                    return at
+            at = self._find_in(region, part, scanner, data=data)
+            if at < part.end:
+                return at
+        if at < rest.end:
+            self._nothing(Span(at, rest.end))
+            if not data:
+                return at
+        return rest.end
+
+    def _find_in(self, region: Region, part: Span, scanner: Scanner, *, data: bool) -> int:
+        """The same inside one region; the end of *part* where there is none in it."""
+        if region.kind is Kind.UNREADABLE:
+            self._nothing(part)
+            return part.end if data else part.start
+        if region.kind is Kind.OPAQUE or self._space.is_fetched(part):
+            return part.start if data else part.end
+        if region.kind is Kind.ANONYMOUS:
+            return self._find_page(part, scanner, data=data)
+        fd = self._object(region)
+        if fd < 0:
+            return part.start if data else part.end
+        if region.kind is Kind.SHARED:
+            return _find_in_file(region, part, fd, data=data)
+        return self._find_in_both(region, part, fd, scanner, data=data)
+
+    def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
+        """By the page tables alone."""
+        at = part.start
+        for run in scanner.runs(self._space.pagemap, part.page_aligned(), 1):
+            if run.kind is PageKind.EMPTY:
+                continue
+            if data:
+                return max(at, run.span.start)
+            if run.span.start > at:
+                return at
+            at = run.span.end
+        return part.end if data else min(at, part.end)
+
+    def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
+        """In a private file mapping: data is what was written, and what the file has."""
+        if data:
+            own = next(
+                (
+                    run.span.start
+                    for run in scanner.runs(self._space.pagemap, part.page_aligned(), 1)
+                    if run.kind is PageKind.OWN
+                ),
+                part.end,
+            )
+            return min(max(own, part.start), _find_in_file(region, part, fd, data=True))
+        at = part.start
+        for run in scanner.runs(self._space.pagemap, part.page_aligned()):
+            if run.kind is PageKind.FILE:
+                continue
+            between = Span(at, max(at, run.span.start))
+            if between and (hole := _find_in_file(region, between, fd, data=False)) < between.end:
+                return hole
+            if run.kind is PageKind.EMPTY:
+                return between.end
+            at = run.span.end
+        return _find_in_file(region, Span(at, part.end), fd, data=False) if at < part.end else part.end
+
+
+def _zeros(size: int) -> Piece:
+    return Piece(size, -1, 0, cached=False)
+
+
+def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
+    """Data or a hole in the mapped object, as an address; the end of *part* where there is none.
+
+    What lies behind the end of the file cannot be read by anyone: it counts as a hole.
+    """
+    to_file = region.mapping.offset - region.span.start
+    try:
+        at = os.lseek(fd, part.start + to_file, os.SEEK_DATA if data else os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # behind the end, or nothing but a hole up to it
+            return part.end if data else part.start
+        if error.errno != errno.EINVAL:  # hugetlbfs does not know holes
+            raise
+        inside = part.start + to_file < os.fstat(fd).st_size
+        return part.start if data == inside else part.end
+    if not data:
+        # The hole at the end of a file begins with the page behind its last byte.
+        at = -(-at // PAGE_BYTES) * PAGE_BYTES
+    return min(max(at - to_file, part.start), part.end)
+
+
+def resident_bytes(space: AddressSpace, part: Span, scanner: Scanner) -> int:
+    """How much of *part* is in memory or swapped out, as far as the page tables tell."""
+    return sum(run.span.size for run in scanner.runs(space.pagemap, part) if run.kind is not PageKind.EMPTY)

@@ -1,0 +1,234 @@
+"""Memory as a file: what every kind of source promises, and how its bytes come out.
+
+A source says of which pieces a stretch of it is made; :meth:`Source.read_into` copies them, and
+:meth:`Source.splice_to` puts them into a pipe without copying what need not be copied. Both give
+the same bytes. Nothing here knows of FUSE, and a piece knows nothing of where it goes.
+"""
+
+import abc
+import errno
+import mmap
+import os
+from typing import NamedTuple
+
+from memfs.errors import RangeUnmapped
+from memfs.linux.pagemap import Scanner
+from memfs.linux.pipe import Pipe
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.syscalls import Vmsplice, address_of
+
+MAX_READ_BYTES = 1 << 20
+"""The longest stretch that is read at once: FUSE's limit of 256 pages a request."""
+
+HEADER_ROOM = PAGE_BYTES
+"""Room before the data in a workspace's buffer, so that a reply's header can end where data begins."""
+
+
+class Piece(NamedTuple):
+    """Neighbouring bytes that come from one place.
+
+    Attributes:
+        size: how many bytes.
+        fd: the descriptor to read them from; -1 for zeros.
+        position: where in *fd* they begin.
+        cached: whether they are pages of a page cache, which splice(2) takes without a copy.
+    """
+
+    size: int
+    fd: int
+    position: int
+    cached: bool
+
+
+class Workspace:
+    """What one thread needs to carry bytes: a buffer, a pipe, a scanner. Made once, used for each read.
+
+    Attributes:
+        whole: page-aligned memory of our own, :data:`HEADER_ROOM` and then MAX_READ_BYTES of data.
+        data: the data part of it.
+        zeros: as many bytes that are never written, so that the kernel's zero page backs them all.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = mmap.mmap(-1, HEADER_ROOM + MAX_READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._zeros = mmap.mmap(-1, MAX_READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.whole = memoryview(self._buffer)
+        self.data = self.whole[HEADER_ROOM:]
+        self.zeros = memoryview(self._zeros).toreadonly()
+        self.whole_address = address_of(self._buffer)
+        self.data_address = self.whole_address + HEADER_ROOM
+        self.zeros_address = address_of(self._zeros)
+        self.scanner = Scanner()
+        self.vmsplice = Vmsplice(MAX_READ_BYTES // PAGE_BYTES + 1)
+        self.pipe = Pipe(2 * MAX_READ_BYTES)
+
+    def close(self) -> None:
+        """Give the pipe back; the memory goes with the last view of it."""
+        self.pipe.close()
+
+
+class CannotSplice(Exception):
+    """The pieces do not fit into the pipe, or a file does not know splice: copy them instead."""
+
+
+class Source(abc.ABC):
+    """Bytes that can be read at any offset, with holes.
+
+    Attributes:
+        size_bytes: how many there are.
+    """
+
+    size_bytes: int
+
+    @abc.abstractmethod
+    def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
+        """The pieces that tile *span*, which lies inside the source.
+
+        Raises:
+            MemfsError: a part of it cannot be delivered.
+        """
+
+    @abc.abstractmethod
+    def still_true(self, span: Span, pieces: list[Piece]) -> bool:
+        """Whether *pieces* were right for as long as they were being read.
+
+        Raises:
+            MemfsError: what they were pieces of is gone.
+        """
+
+    @abc.abstractmethod
+    def missing(self, offset: int, piece: Piece) -> Exception:
+        """The error for a byte at *offset* that *piece* promised and that did not come."""
+
+    @abc.abstractmethod
+    def next_data(self, offset: int, workspace: Workspace) -> int:
+        """The first offset from *offset* on that is not in a hole; size_bytes where there is none."""
+
+    @abc.abstractmethod
+    def next_hole(self, offset: int, workspace: Workspace) -> int:
+        """The first offset from *offset* on that is in a hole; the end counts as one."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of everything; a second call does nothing."""
+
+    def clip(self, offset: int, size: int) -> Span:
+        """The part of *size* bytes at *offset* that the source has."""
+        start = min(offset, self.size_bytes)
+        return Span(start, min(offset + size, self.size_bytes) if size else start)
+
+    def read_into(self, offset: int, view: memoryview, workspace: Workspace) -> int:
+        """Copy bytes from *offset* on into *view*; returns how many, short only at the end.
+
+        Raises:
+            MemfsError, OSError: any of them cannot be delivered.
+        """
+        span = self.clip(offset, len(view))
+        for _ in range(_TRIES):
+            pieces = self.pieces(span, workspace)
+            at = 0
+            for piece in pieces:
+                self._copy(span.start + at, piece, view[at : at + piece.size], workspace)
+                at += piece.size
+            if self.still_true(span, pieces):
+                return at
+        raise _restless(span)
+
+    def _copy(self, offset: int, piece: Piece, view: memoryview, workspace: Workspace) -> None:
+        """Fill *view*, as long as *piece*; *offset* is where the piece lies in the source."""
+        if piece.fd < 0:
+            view[:] = workspace.zeros[: piece.size]
+            return
+        done = 0
+        while done < piece.size:
+            try:
+                got = os.preadv(piece.fd, [view[done:]], piece.position + done)
+            except OSError as error:
+                if error.errno not in (errno.EIO, errno.EFAULT):
+                    raise
+                got = 0
+            if not got:
+                raise self.missing(offset + done, piece)
+            done += got
+
+    def splice_to(self, offset: int, size: int, header: int, workspace: Workspace) -> int:
+        """Put the *header* bytes before the workspace's data into its pipe, then *size* from *offset* on.
+
+        Returns how many bytes of the source went in, short only at the end. After an error the pipe
+        may hold something: reset it.
+
+        Raises:
+            CannotSplice: copy instead.
+            MemfsError, OSError: as read_into.
+        """
+        span = self.clip(offset, size)
+        for _ in range(_TRIES):
+            pieces = self.pieces(span, workspace)
+            if slots_needed(pieces) >= workspace.pipe.slots:
+                raise CannotSplice
+            self._splice(span.start, pieces, header, workspace)
+            if self.still_true(span, pieces):
+                return span.size
+            workspace.pipe.reset()
+        raise _restless(span)
+
+    def _splice(self, offset: int, pieces: list[Piece], header: int, workspace: Workspace) -> None:
+        """Copied pieces lie in the buffer where they would lie in a copy of all."""
+        queue, pipe = workspace.vmsplice, workspace.pipe.fd
+        queue.add(workspace.data_address - header, header)
+        queued = header
+        at = 0
+        for piece in pieces:
+            if piece.cached:
+                _flush(queue, pipe, queued)
+                queued = 0
+                moved = _splice_file(piece, pipe)
+                if moved < piece.size:
+                    raise self.missing(offset + at + moved, piece)
+            else:
+                address = workspace.zeros_address
+                if piece.fd >= 0:
+                    self._copy(offset + at, piece, workspace.data[at : at + piece.size], workspace)
+                    address = workspace.data_address + at
+                queue.add(address, piece.size)
+                queued += piece.size
+            at += piece.size
+        _flush(queue, pipe, queued)
+
+
+_TRIES = 16
+"""How often a stretch is read again because its mappings changed meanwhile."""
+
+
+def _restless(span: Span) -> RangeUnmapped:
+    return RangeUnmapped(f"bytes {span} are mapped anew faster than they can be read", "try again")
+
+
+def slots_needed(pieces: list[Piece]) -> int:
+    """How many pages of a pipe *pieces* take: one that begins or ends inside a page takes it whole."""
+    needed = at = 0
+    for piece in pieces:
+        into_page = (piece.position if piece.cached else at) % PAGE_BYTES
+        needed += -(-(into_page + piece.size) // PAGE_BYTES)
+        at += piece.size
+    return needed
+
+
+def _flush(queue: Vmsplice, pipe: int, size: int) -> None:
+    if queue.flush(pipe) != size:
+        raise CannotSplice
+
+
+def _splice_file(piece: Piece, pipe: int) -> int:
+    done = 0
+    while done < piece.size:
+        try:
+            moved = os.splice(piece.fd, pipe, piece.size - done, offset_src=piece.position + done)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EINVAL):
+                raise CannotSplice from None
+            raise
+        if not moved:
+            break
+        done += moved
+    return done

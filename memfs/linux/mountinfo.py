@@ -1,0 +1,64 @@
+"""What is mounted where: ``/proc/self/mountinfo``, see proc(5)."""
+
+import os
+import re
+
+import attrs
+
+from memfs.linux import procfs
+
+
+@attrs.frozen
+class Mount:
+    """One mount.
+
+    Attributes:
+        mountpoint: its path, as seen from our root.
+        fs_type: with the subtype: ``fuse.memfs``.
+        source: what the type says it is of.
+        owner: the uid that mounted it, where the file system tells (FUSE does); else None.
+    """
+
+    mountpoint: bytes
+    fs_type: bytes
+    source: bytes
+    owner: int | None
+
+
+_LINE = re.compile(rb"^\d+ \d+ \d+:\d+ \S+ (\S+) \S+(?: (?!- )\S+)* - (\S+) (\S+) (\S+)$", re.MULTILINE)
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_USER_ID = re.compile(rb"(?:^|,)user_id=(\d+)")
+
+
+def _unescape(field: bytes) -> bytes:
+    return _ESCAPE.sub(lambda match: bytes((int(match[1], 8),)), field)
+
+
+def parse_mountinfo(text: bytes) -> list[Mount]:
+    """The mounts of a mountinfo text, the last one on a path being the one that shows."""
+    mounts = []
+    for mountpoint, fs_type, source, options in _LINE.findall(text):
+        owner = _USER_ID.search(options)
+        mounts.append(
+            Mount(
+                _unescape(mountpoint),
+                _unescape(fs_type),
+                _unescape(source),
+                int(owner[1]) if owner else None,
+            )
+        )
+    return mounts
+
+
+def mount_on(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount whose mount point is *path*, the topmost where there are several; None for no mount.
+
+    The file system itself is not asked, since its daemon may be dead or stuck.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    resolved = os.fsencode(os.path.join(os.path.realpath(parent), name))
+    found = None
+    for mount in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")):
+        if mount.mountpoint == resolved:
+            found = mount
+    return found

@@ -1,0 +1,164 @@
+"""Which pages of a mapping hold something, asked of the kernel without touching one.
+
+PAGEMAP_SCAN (Linux 6.7, ``Documentation/admin-guide/mm/pagemap.rst``) walks the page tables and
+returns runs; before it, ``/proc/PID/pagemap`` gives eight bytes a page. Both are read through a
+descriptor of ``/proc/PID/pagemap``, which belongs to the address space that it was opened on.
+
+An address space that is gone looks here like one in which nothing was touched. So whoever turns
+"nothing there" into zeros must first make sure that it still lives.
+"""
+
+import ctypes
+import enum
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+
+import attrs
+
+from memfs.linux.span import PAGE_BYTES, Span
+
+
+class PageKind(enum.IntEnum):
+    """What a page table says of a page that it knows."""
+
+    OWN = 0
+    """Memory of the process itself: anonymous, or its private copy of a file's page."""
+    FILE = 1
+    """A page of a file or of shared memory."""
+    EMPTY = 2
+    """Reads as zeros: the shared zero page, or a guard region, behind which there is no page."""
+
+
+class _Category(enum.IntFlag):
+    """``PAGE_IS_*`` of ``<linux/fs.h>``; GUARD came with Linux 6.16."""
+
+    FILE = 1 << 2
+    PRESENT = 1 << 3
+    SWAPPED = 1 << 4
+    PFNZERO = 1 << 5
+    GUARD = 1 << 8
+
+
+class _Entry(enum.IntFlag):
+    """The bits of a ``/proc/PID/pagemap`` entry; GUARD came with Linux 6.15."""
+
+    GUARD = 1 << 58
+    FILE = 1 << 61
+    SWAPPED = 1 << 62
+    PRESENT = 1 << 63
+
+
+_PAGEMAP_SCAN = 0xC060_6610  # _IOWR('f', 16, struct pm_scan_arg)
+_SCAN_ARGUMENT = struct.Struct("=12Q")
+_WALK_END_OFFSET = 32
+_REGION = struct.Struct("=3Q")  # struct page_region
+_REGIONS_A_CALL = 512
+_FORMS = (
+    int(_Category.FILE | _Category.PFNZERO | _Category.GUARD),
+    int(_Category.FILE | _Category.PFNZERO),
+)
+"""What to ask for, best first: a kernel refuses with EINVAL a category that it does not have."""
+
+# Plain numbers, since arithmetic on an IntFlag costs a microsecond and each READ comes by here.
+_KNOWN = int(_Category.PRESENT | _Category.SWAPPED)
+_NO_PAGE = int(_Category.GUARD | _Category.PFNZERO)
+_FILE = int(_Category.FILE)
+_ENTRY_KNOWN = int(_Entry.PRESENT | _Entry.SWAPPED)
+_ENTRY_GUARD = int(_Entry.GUARD)
+_ENTRY_FILE = int(_Entry.FILE)
+
+
+@attrs.frozen
+class PageRun:
+    """Neighbouring pages of one kind."""
+
+    span: Span
+    kind: PageKind
+
+
+class Scanner:
+    """Asks for runs of pages. One for each thread: it owns the array that the kernel fills."""
+
+    def __init__(self, *, use_scan: bool = True) -> None:
+        self._regions = (ctypes.c_uint64 * (3 * _REGIONS_A_CALL))()
+        self._regions_address = ctypes.addressof(self._regions)
+        self._regions_view = memoryview(self._regions).cast("B")
+        self._forms: tuple[int, ...] = _FORMS if use_scan else ()
+
+    @property
+    def uses_scan(self) -> bool:
+        """False where the kernel has no PAGEMAP_SCAN, as far as was seen."""
+        return bool(self._forms)
+
+    def runs(self, pagemap: int, span: Span, limit: int = _REGIONS_A_CALL) -> Iterator[PageRun]:
+        """The pages in *span* (page-aligned) that the page tables know, in order.
+
+        *limit* is how many runs the caller is likely to take; asking for one stops the walk early.
+        """
+        while self._forms:
+            try:
+                yield from self._scan(pagemap, span, limit)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTTY):
+                    raise
+                self._forms = self._forms[1:]
+            else:
+                return
+        yield from _read_entries(pagemap, span)
+
+    def _scan(self, pagemap: int, span: Span, limit: int) -> Iterator[PageRun]:
+        at = span.start
+        wanted = self._forms[0]
+        while at < span.end:
+            argument = bytearray(
+                _SCAN_ARGUMENT.pack(
+                    _SCAN_ARGUMENT.size, 0, at, span.end, 0, self._regions_address,
+                    min(limit, _REGIONS_A_CALL), 0, 0, 0, _KNOWN, wanted,
+                )
+            )  # fmt: skip
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
+            at = int.from_bytes(argument[_WALK_END_OFFSET : _WALK_END_OFFSET + 8], "little")
+            # The array is taken out before the first yield: the next call overwrites it.
+            for start, end, categories in list(
+                _REGION.iter_unpack(self._regions_view[: count * _REGION.size])
+            ):
+                if categories & _NO_PAGE:
+                    kind = PageKind.EMPTY
+                else:
+                    kind = PageKind.FILE if categories & _FILE else PageKind.OWN
+                yield PageRun(Span(start, end), kind)
+            if not count:
+                return
+
+
+_ENTRY_BYTES = 8
+_ENTRIES_A_READ = 1 << 16
+
+
+def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
+    """The same from pagemap entries. They do not tell the zero page, which counts as OWN here."""
+    run: PageRun | None = None
+    at = span.start
+    while at < span.end:
+        wanted = min((span.end - at) // PAGE_BYTES, _ENTRIES_A_READ)
+        entries = os.pread(pagemap, wanted * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
+        if not entries:
+            break
+        for (entry,) in struct.iter_unpack("=Q", entries):
+            if entry & _ENTRY_KNOWN:
+                if entry & _ENTRY_GUARD:
+                    kind = PageKind.EMPTY
+                else:
+                    kind = PageKind.FILE if entry & _ENTRY_FILE else PageKind.OWN
+                if run is not None and run.kind == kind and run.span.end == at:
+                    run = PageRun(Span(run.span.start, at + PAGE_BYTES), kind)
+                else:
+                    if run is not None:
+                        yield run
+                    run = PageRun(Span(at, at + PAGE_BYTES), kind)
+            at += PAGE_BYTES
+    if run is not None:
+        yield run

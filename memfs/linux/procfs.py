@@ -1,0 +1,317 @@
+"""The text files of /proc, parsed once into values. ``parse_*`` is pure, ``read_*`` does I/O.
+
+Paths and names stay bytes. proc(5) describes the files; ``fs/proc/task_mmu.c`` prints maps.
+"""
+
+import ctypes
+import enum
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterator
+
+import attrs
+
+from memfs.linux.span import Span
+
+
+class Access(enum.IntFlag):
+    """The letters of a maps line."""
+
+    EXEC = 1
+    WRITE = 2
+    READ = 4
+    SHARED = 8
+
+    def __str__(self) -> str:
+        letters = "r" if self & Access.READ else "-"
+        letters += "w" if self & Access.WRITE else "-"
+        letters += "x" if self & Access.EXEC else "-"
+        return letters + ("s" if self & Access.SHARED else "p")
+
+
+_ACCESS = {str(Access(bits)).encode(): Access(bits) for bits in range(16)}
+_SHARED = int(Access.SHARED)
+
+
+@attrs.frozen
+class Mapping:
+    """One VMA: a line of ``/proc/PID/maps``.
+
+    Attributes:
+        offset: where in the file the mapping begins, in bytes.
+        device: major and minor number of the file system's device.
+        inode: 0 where no file is mapped.
+        path: as the kernel prints it, with ``\\012`` turned back into a newline; it may end in
+            `` (deleted)`` or be a name in brackets; empty for plain anonymous memory.
+    """
+
+    span: Span
+    access: Access
+    offset: int
+    device: tuple[int, int]
+    inode: int
+    path: bytes
+
+    @property
+    def shared(self) -> bool:
+        """MAP_SHARED."""
+        return self.access.value & _SHARED != 0
+
+    def same_memory(self, other: "Mapping") -> bool:
+        """Whether both show the same bytes wherever they overlap.
+
+        They may differ in bounds and protection: VMAs grow, split and merge.
+        """
+        return (
+            self.inode == other.inode
+            and self.shared == other.shared
+            and (
+                not self.inode
+                or (
+                    self.device == other.device
+                    and self.offset - self.span.start == other.offset - other.span.start
+                )
+            )
+        )
+
+
+_MAPS_LINE = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)"
+    rb"(?: +([^\n]*))?$",
+    re.MULTILINE,
+)
+
+
+def parse_maps(text: bytes) -> tuple[Mapping, ...]:
+    """The VMAs of a maps text, in order of address."""
+    return tuple(
+        Mapping(
+            Span(int(start, 16), int(end, 16)),
+            _ACCESS[letters],
+            int(offset, 16),
+            (int(major, 16), int(minor, 16)),
+            int(inode),
+            path.replace(b"\\012", b"\n"),
+        )
+        for start, end, letters, offset, major, minor, inode, path in _MAPS_LINE.findall(text)
+    )
+
+
+_PROCMAP_QUERY = 0xC068_6611  # _IOWR('f', 17, struct procmap_query); Linux 6.11
+_QUERY = struct.Struct("=9Q4I2Q")
+_COVERING_OR_NEXT = 0x10
+_PATH_BYTES = 4096 + 16  # PATH_MAX, and " (deleted)"
+_QUERY_LETTERS = {1: Access.READ, 2: Access.WRITE, 4: Access.EXEC, 8: Access.SHARED}
+_QUERY_ACCESS = tuple(
+    Access(sum(letter for bit, letter in _QUERY_LETTERS.items() if flags & bit)) for flags in range(16)
+)
+
+
+class MappingQuery:
+    """PROCMAP_QUERY on a descriptor of ``/proc/PID/maps``: one VMA, no text made or parsed."""
+
+    def __init__(self, maps: int, *, paths: bool) -> None:
+        """Ask *maps*; without *paths* they are left empty, which saves the kernel some work."""
+        self._maps = maps
+        self._path = ctypes.create_string_buffer(_PATH_BYTES) if paths else None
+        self._path_address = ctypes.addressof(self._path) if self._path is not None else 0
+
+    def at(self, address: int) -> Mapping | None:
+        """The VMA that covers *address*, or else the next one; None past the last.
+
+        Raises:
+            ProcessLookupError: the address space is gone.
+            OSError: ENOTTY before Linux 6.11.
+        """
+        room = _PATH_BYTES if self._path is not None else 0
+        argument = bytearray(
+            _QUERY.pack(
+                _QUERY.size, _COVERING_OR_NEXT, address, 0, 0, 0, 0, 0, 0, 0, 0, room, 0,
+                self._path_address, 0,
+            )
+        )  # fmt: skip
+        try:
+            fcntl.ioctl(self._maps, _PROCMAP_QUERY, argument, True)
+        except FileNotFoundError:
+            return None
+        _, _, _, start, end, flags, _, offset, inode, major, minor, size, *_ = _QUERY.unpack(argument)
+        path = self._path.raw[: size - 1] if self._path is not None and size else b""
+        return Mapping(Span(start, end), _QUERY_ACCESS[flags & 15], offset, (major, minor), inode, path)
+
+
+_BLOCK_BYTES = 1 << 20
+
+
+def read_whole(fd: int) -> bytes:
+    """All of a /proc file that is open as *fd*, from its beginning.
+
+    Raises:
+        ProcessLookupError: the process is gone.
+    """
+    blocks = []
+    at = 0
+    while block := os.pread(fd, _BLOCK_BYTES, at):
+        blocks.append(block)
+        at += len(block)
+    return b"".join(blocks)
+
+
+def read_file(path: str) -> bytes:
+    """All of a small /proc file.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+        PermissionError: ptrace access is denied.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_whole(fd)
+    finally:
+        os.close(fd)
+
+
+class TaskFlag(enum.IntFlag):
+    """``PF_*`` of ``<linux/sched.h>``, as stat prints them."""
+
+    EXITING = 0x4
+    FORKED_NO_EXEC = 0x40
+    KERNEL_THREAD = 0x20_0000
+
+
+@attrs.frozen
+class Stat:
+    """What memfs needs of ``/proc/PID/stat``.
+
+    Attributes:
+        comm: the name, at most 15 bytes, any of them.
+        start_ticks: when the process began, in clock ticks since boot; exec does not change it.
+        address_bytes: size of the address space; 0 where there is none (any more).
+        code_start, stack_start, heap_start: addresses; 0 without ptrace access.
+        arguments: more addresses that exec chooses anew, as text.
+    """
+
+    pid: int
+    comm: bytes
+    state: bytes
+    flags: TaskFlag
+    start_ticks: int
+    address_bytes: int
+    code_start: int
+    stack_start: int
+    heap_start: int
+    arguments: tuple[bytes, ...]
+
+    @property
+    def has_memory(self) -> bool:
+        """False for kernel threads, zombies and the dead."""
+        return self.address_bytes > 0 and self.state not in (b"Z", b"X", b"x")
+
+    def same_program(self, other: "Stat") -> bool:
+        """Whether no exec lies between the two: it clears FORKED_NO_EXEC and chooses new addresses."""
+        return all(
+            (
+                (self.flags & TaskFlag.FORKED_NO_EXEC) == (other.flags & TaskFlag.FORKED_NO_EXEC),
+                self.code_start == other.code_start,
+                self.stack_start == other.stack_start,
+                self.heap_start == other.heap_start,
+                self.arguments == other.arguments,
+            )
+        )
+
+
+def parse_stat(text: bytes) -> Stat:
+    """The line of ``/proc/PID/stat``. The name may hold any byte, brackets and newlines too."""
+    opening, closing = text.index(b"("), text.rindex(b")")
+    fields = text[closing + 2 :].split()
+    return Stat(
+        pid=int(text[:opening]),
+        comm=text[opening + 1 : closing],
+        state=fields[0],
+        flags=TaskFlag(int(fields[6]) & 0xFFFF_FFFF),
+        start_ticks=int(fields[19]),
+        address_bytes=int(fields[20]),
+        code_start=int(fields[23]),
+        stack_start=int(fields[25]),
+        heap_start=int(fields[44]),
+        arguments=tuple(fields[45:49]),
+    )
+
+
+def read_stat(pid: int) -> Stat:
+    """``/proc/PID/stat``.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+    """
+    return parse_stat(read_file(f"/proc/{pid}/stat"))
+
+
+@attrs.frozen
+class Status:
+    """What memfs needs of ``/proc/PID/status``; sizes in bytes, 0 where there is no memory."""
+
+    process: int
+    uid: int
+    gid: int
+    resident_bytes: int
+    swapped_bytes: int
+
+
+_STATUS_LINE = re.compile(rb"^(Tgid|Uid|Gid|VmRSS|VmSwap):\t *(?:\d+\t(?=\d))?(\d+)", re.MULTILINE)
+
+
+def parse_status(text: bytes) -> Status:
+    """``/proc/PID/status``; of the four user and group ids the effective ones."""
+    fields = {name: int(value) for name, value in _STATUS_LINE.findall(text)}
+    return Status(
+        process=fields[b"Tgid"],
+        uid=fields[b"Uid"],
+        gid=fields[b"Gid"],
+        resident_bytes=1024 * fields.get(b"VmRSS", 0),
+        swapped_bytes=1024 * fields.get(b"VmSwap", 0),
+    )
+
+
+def read_status(pid: int) -> Status:
+    """``/proc/PID/status``.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+    """
+    return parse_status(read_file(f"/proc/{pid}/status"))
+
+
+@attrs.frozen
+class MemoryUse:
+    """One VMA of ``/proc/PID/smaps``: what it holds, and the kernel's flags for it.
+
+    Attributes:
+        flags: two letters each (``rd``, ``io``, ``um`` …), proc(5) lists them.
+    """
+
+    start: int
+    resident_bytes: int
+    swapped_bytes: int
+    flags: frozenset[bytes]
+
+
+_SMAPS_ENTRY = re.compile(
+    rb"^([0-9a-f]+)-[0-9a-f]+ [r-][w-][x-][sp] .*\n(?:(?![0-9a-f]+-).*\n)*?"
+    rb"Rss: +(\d+) kB\n(?:(?![0-9a-f]+-).*\n)*?"
+    rb"Swap: +(\d+) kB\n(?:(?![0-9a-f]+-).*\n)*?"
+    rb"VmFlags:(.*)\n",
+    re.MULTILINE,
+)
+
+
+def parse_smaps(text: bytes) -> Iterator[MemoryUse]:
+    """The VMAs of a smaps text, in order of address."""
+    for start, resident, swapped, flags in _SMAPS_ENTRY.findall(text):
+        yield MemoryUse(int(start, 16), 1024 * int(resident), 1024 * int(swapped), frozenset(flags.split()))
+
+
+def process_ids() -> list[int]:
+    """The processes that /proc shows, in order of their number."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())

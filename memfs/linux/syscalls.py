@@ -1,0 +1,107 @@
+"""System calls that the standard library lacks, typed; each raises OSError.
+
+No policy here, and no state but the loaded C library.
+"""
+
+import ctypes
+import enum
+import mmap
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _IoVec(ctypes.Structure):
+    """``struct iovec`` (``<bits/types/struct_iovec.h>``)."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc.vmsplice.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_uint]
+_libc.vmsplice.restype = ctypes.c_ssize_t
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.umount2.restype = ctypes.c_int
+
+
+class UmountFlag(enum.IntFlag):
+    """``<sys/mount.h>``."""
+
+    FORCE = 1
+    DETACH = 2
+    NOFOLLOW = 8
+
+
+def _os_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """The address in this process at which *memory* begins. It must stay open from now on."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class Vmsplice:
+    """vmsplice(2): ranges of our own memory go into a pipe without a copy.
+
+    The pages stay ours: what is written into them before the pipe is emptied shows in the pipe.
+    The array of ranges is made once, since building one costs more than the call.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._ranges = (_IoVec * capacity)()
+        self._address = ctypes.addressof(self._ranges)
+        self._capacity = capacity
+        self._count = 0
+
+    def add(self, address: int, length: int) -> bool:
+        """Queue *length* bytes at *address*; False where there is no room for another range."""
+        if self._count == self._capacity:
+            return False
+        entry = self._ranges[self._count]
+        entry.base, entry.length = address, length
+        self._count += 1
+        return True
+
+    def flush(self, pipe: int) -> int:
+        """Hand what is queued to *pipe*; returns the bytes taken, short where the pipe is full.
+
+        Raises:
+            BlockingIOError: the pipe is full.
+        """
+        count, self._count = self._count, 0
+        if not count:
+            return 0
+        taken: int = _libc.vmsplice(pipe, self._address, count, os.SPLICE_F_NONBLOCK)
+        if taken < 0:
+            raise _os_error("vmsplice")
+        return taken
+
+
+def vmsplice_shares_pages() -> bool:
+    """Whether a page given to vmsplice is shared, not copied: changes one while it lies in a pipe."""
+    reader, writer = os.pipe()
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page[0] = 1
+    try:
+        call = Vmsplice(1)
+        call.add(address_of(page), 1)
+        call.flush(writer)
+        page[0] = 2
+        return os.read(reader, 1) == b"\2"
+    except OSError:
+        return False
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def umount(path: bytes, flags: UmountFlag) -> None:
+    """umount2(2).
+
+    Raises:
+        PermissionError: needs CAP_SYS_ADMIN.
+        OSError: EINVAL where nothing is mounted on *path*; EBUSY.
+    """
+    if _libc.umount2(path, flags) < 0:
+        raise _os_error("umount2")

@@ -1,0 +1,168 @@
+"""What a process maps: its VMAs in order, and what kind of memory each of them shows.
+
+Values only: this module reads nothing.
+"""
+
+import enum
+from bisect import bisect_right
+from collections.abc import Iterator
+from collections.abc import Mapping as ReadOnlyDict
+
+import attrs
+
+from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.span import Span
+
+
+class Kind(enum.Enum):
+    """Where the bytes of a mapping are."""
+
+    ANONYMOUS = enum.auto()
+    """In the process's own pages; a page that its page tables do not know was never touched."""
+    PRIVATE_FILE = enum.auto()
+    """In its own copies of the pages that it wrote, and in the file for the rest."""
+    SHARED = enum.auto()
+    """In the file, the memfd or the shared memory object."""
+    OPAQUE = enum.auto()
+    """Wherever the kernel finds them: to be had through the address space only (vDSO, devices)."""
+    UNREADABLE = enum.auto()
+    """No one can read them: vvar, vsyscall, I/O and PFN mappings, secretmem."""
+
+
+USER_END = 1 << 56
+"""No user address on x86-64 or arm64 is above; vsyscall is."""
+
+_PLAIN_NAMES = frozenset((b"[heap]", b"[stack]", b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"))
+_NEVER_READABLE = (b"[vvar", b"[vsyscall]", b"/secretmem")
+_DEVICE_FLAGS = frozenset((b"io", b"pf"))
+_DEVICE_PLACES = (b"/dev/", b"/sys/", b"/proc/", b"/secretmem")
+_MEMORY_PLACES = (b"/dev/shm/", b"/dev/hugepages/", b"/dev/zero")
+
+
+def may_be_device(mapping: Mapping) -> bool:
+    """Whether only the kernel's flags (smaps) can tell if *mapping* is memory that can be read."""
+    path = mapping.path
+    if path.startswith(b"[anon"):
+        return False
+    if not mapping.inode:
+        return path.startswith(b"[") and path not in _PLAIN_NAMES
+    return not path.startswith(b"/") or (
+        path.startswith(_DEVICE_PLACES) and not path.startswith(_MEMORY_PLACES)
+    )
+
+
+def kind_of(mapping: Mapping, flags: frozenset[bytes]) -> Kind:
+    """The kind of *mapping*. *flags* are those of smaps, needed where :func:`may_be_device`."""
+    path = mapping.path
+    if path.startswith(_NEVER_READABLE) or flags & _DEVICE_FLAGS or mapping.span.end > USER_END:
+        return Kind.UNREADABLE
+    if path == b"[vdso]" or may_be_device(mapping):
+        return Kind.OPAQUE
+    if mapping.shared:
+        return Kind.SHARED if mapping.inode else Kind.OPAQUE
+    if not mapping.inode or path == b"/dev/zero" or path.startswith(b"/anon_hugepage"):
+        return Kind.ANONYMOUS
+    return Kind.PRIVATE_FILE
+
+
+_SAFE = bytes(
+    byte if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in "._+-") else ord("_")
+    for byte in range(256)
+)
+_LABEL_BYTES = 64
+_DELETED = b" (deleted)"
+
+
+def safe_name(name: bytes) -> bytes:
+    """*name* as one that needs no quotes in a shell: 64 bytes at most, and never empty."""
+    return name.translate(_SAFE)[:_LABEL_BYTES] or b"_"
+
+
+def label_of(mapping: Mapping) -> bytes:
+    """What stands behind START-END_PERMS in the name of the mapping's file."""
+    path = mapping.path.removesuffix(_DELETED)
+    if not path:
+        return b"anon"
+    if path.startswith(b"["):
+        name = path[1:].removesuffix(b"]")
+        for prefix in (b"anon:", b"anon_shmem:"):
+            if name.startswith(prefix):
+                return safe_name(b"anon." + name.removeprefix(prefix))
+        return safe_name(name)
+    if path.startswith(b"/memfd:"):
+        return safe_name(b"memfd." + path.removeprefix(b"/memfd:"))
+    if mapping.shared and (path == b"/dev/zero" or path.startswith(b"/SYSV")):
+        return b"shm"
+    return safe_name(path.rpartition(b"/")[2])
+
+
+def name_of(mapping: Mapping) -> bytes:
+    """The name of the mapping's file in ``vmas/``."""
+    return b"%012x-%012x_%s_%s" % (
+        mapping.span.start,
+        mapping.span.end,
+        str(mapping.access).encode(),
+        label_of(mapping),
+    )
+
+
+def start_of(name: bytes) -> int | None:
+    """The address at which the mapping of that file name begins; None for any other name."""
+    start, dash, _ = name.partition(b"-")
+    try:
+        return int(start, 16) if dash else None
+    except ValueError:
+        return None
+
+
+@attrs.frozen
+class Region:
+    """A mapping and its kind."""
+
+    mapping: Mapping
+    kind: Kind
+
+    @property
+    def span(self) -> Span:
+        """Its addresses."""
+        return self.mapping.span
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file for it in ``vmas/``."""
+        return self.kind is not Kind.UNREADABLE
+
+
+@attrs.frozen
+class Layout:
+    """The address space of a process at one moment."""
+
+    regions: tuple[Region, ...]
+    _starts: tuple[int, ...] = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_starts", tuple(region.mapping.span.start for region in self.regions))
+
+    @property
+    def end(self) -> int:
+        """The end of the highest mapping in user space; 0 where there is none."""
+        return max((r.span.end for r in self.regions if r.span.end <= USER_END), default=0)
+
+    def over(self, span: Span) -> Iterator[Region]:
+        """The regions that meet *span*, in order."""
+        at = max(0, bisect_right(self._starts, span.start) - 1)
+        while at < len(self.regions) and self._starts[at] < span.end:
+            if self.regions[at].span.end > span.start:
+                yield self.regions[at]
+            at += 1
+
+
+def make_layout(mappings: tuple[Mapping, ...], flags: ReadOnlyDict[int, MemoryUse]) -> Layout:
+    """The layout of *mappings*; *flags* has an entry by start address for each possible device."""
+    nothing: frozenset[bytes] = frozenset()
+    return Layout(
+        tuple(
+            Region(m, kind_of(m, use.flags if (use := flags.get(m.span.start)) else nothing))
+            for m in mappings
+        )
+    )

@@ -1,0 +1,305 @@
+"""The address space of a process, held open.
+
+Each descriptor here belongs to the mm that the process had when it was opened, not to the pid: after
+an exec they show nothing, never the new program. That is why bytes are read from /proc/PID/mem and
+not by process_vm_readv(2), which follows the pid (docs/architecture.md has the figures).
+
+The kernel's checks are those of ptrace(2): PTRACE_MODE_READ for maps, pagemap and smaps,
+PTRACE_MODE_ATTACH for mem; all at open.
+"""
+
+import contextlib
+import errno
+import os
+import stat as stat_module
+import time
+from collections.abc import Iterator
+from collections.abc import Mapping as ReadOnlyDict
+from typing import Self
+
+import attrs
+
+from memfs.errors import AccessDenied, MemfsError, RangeUnmapped, TargetExited, TargetReplaced
+from memfs.linux import procfs
+from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target.access import why_denied
+from memfs.target.identity import Identity, ProcessHandle
+from memfs.target.layout import USER_END, Layout, Region, make_layout, may_be_device
+
+
+@attrs.frozen
+class VmaFlags:
+    """What only smaps tells: each VMA's use and flags, by its start address.
+
+    Attributes:
+        fetched: VMAs whose missing pages a userfaultfd supplies. A page that is not there may have
+            any content, so it is no hole.
+    """
+
+    uses: ReadOnlyDict[int, MemoryUse]
+    fetched: tuple[Span, ...]
+
+
+class VmaFlagsCache:
+    """Keeps smaps texts for as long as reading them stays under 5 % of the time.
+
+    The kernel walks every page table of the process to print one: 7 ms for each GiB of small pages.
+    """
+
+    _SHORTEST_S = 0.5
+    _SHARE = 20
+
+    def __init__(self) -> None:
+        self._kept: dict[Identity, tuple[float, VmaFlags]] = {}
+
+    def get(self, identity: Identity, *, must_know: Iterator[int] | tuple[int, ...] = ()) -> VmaFlags:
+        """The flags of the process's VMAs, read anew if they are old or lack one of *must_know*."""
+        now = time.monotonic()
+        expires, flags = self._kept.get(identity, (0.0, None))
+        if flags is not None and now < expires and all(start in flags.uses for start in must_know):
+            return flags
+        flags = _read_flags(identity)
+        cost = time.monotonic() - now
+        self._kept = {key: entry for key, entry in self._kept.items() if entry[0] > now}
+        self._kept[identity] = (now + cost + max(self._SHORTEST_S, self._SHARE * cost), flags)
+        return flags
+
+
+def _read_flags(identity: Identity) -> VmaFlags:
+    text = procfs.read_file(f"/proc/{identity.pid}/smaps")
+    uses = {use.start: use for use in procfs.parse_smaps(text)}
+    fetching = [use.start for use in uses.values() if b"um" in use.flags]
+    spans = {}
+    if fetching:
+        spans = {m.span.start: m.span for m in procfs.parse_maps(text)}
+    return VmaFlags(uses, tuple(spans[start] for start in fetching))
+
+
+class AddressSpace:
+    """One mm, held open. The owner closes it.
+
+    Attributes:
+        mem: descriptor of ``/proc/PID/mem``; -1 where it was opened without memory.
+        pagemap: descriptor of ``/proc/PID/pagemap``.
+    """
+
+    def __init__(self, identity: Identity, flags: VmaFlagsCache, *, memory: bool) -> None:
+        """Open the address space that *identity* has now; with *memory*, to read its bytes too.
+
+        Raises:
+            TargetExited: the process has ended.
+            AccessDenied: the ptrace access check refuses us.
+        """
+        self.identity = identity
+        self._flags = flags
+        self._queries = True
+        self.mem = self.pagemap = self._maps = -1
+        self._process = ProcessHandle(identity)
+        try:
+            self._open_all(memory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_all(self, memory: bool) -> None:
+        # The descriptors are opened one by one, and an exec may come between two of them. Then they
+        # would belong to two programs: so look whether the program is still the same, or try again.
+        before = self._process.ensure_same()
+        while True:
+            self._maps = self._open("maps")
+            self.pagemap = self._open("pagemap")
+            if memory:
+                self.mem = self._open("mem")
+            after = self._process.ensure_same()
+            if before.same_program(after):
+                self._stat = after
+                return
+            before = after
+            self._close_files()
+
+    def _open(self, name: str) -> int:
+        pid = self.identity.pid
+        try:
+            return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            reason = why_denied(pid)
+            raise AccessDenied(f"process {pid} may not be read: {reason.cause}", reason.mend) from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise TargetExited(f"process {pid} has ended") from None
+
+    def close(self) -> None:
+        """Give all descriptors back; a second call does nothing."""
+        self._close_files()
+        self._process.close()
+
+    def _close_files(self) -> None:
+        held = (self.mem, self.pagemap, self._maps)
+        self.mem = self.pagemap = self._maps = -1
+        for fd in held:
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def gone(self) -> MemfsError:
+        """The error for an mm that has no user any more: has the process ended, or exec'ed?"""
+        pid = self.identity.pid
+        try:
+            stat = self._process.ensure_same()
+        except TargetExited as error:
+            return error
+        if stat.flags & procfs.TaskFlag.EXITING or not stat.has_memory:
+            return TargetExited(f"process {pid} is ending")
+        return TargetReplaced(f"process {pid} has exec'ed another program")
+
+    def maps_text(self) -> bytes:
+        """The text of ``/proc/PID/maps``.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+        text = procfs.read_whole(self._maps)
+        if not text:
+            raise self.gone()
+        return text
+
+    def layout(self) -> Layout:
+        """All that is mapped now."""
+        return self._classify(procfs.parse_maps(self.maps_text()))
+
+    def layout_over(self, span: Span) -> Layout:
+        """What is mapped now in *span* and meets it; cheap where the process has many VMAs."""
+        return self._classify(tuple(self.mappings_over(span, paths=True)))
+
+    def _classify(self, mappings: tuple[Mapping, ...]) -> Layout:
+        devices = tuple(m.span.start for m in mappings if may_be_device(m))
+        uses: ReadOnlyDict[int, MemoryUse] = {}
+        if devices:
+            uses = self._read_flags(devices).uses
+        return make_layout(mappings, uses)
+
+    def region_at(self, address: int) -> Region | None:
+        """The region that covers *address* now."""
+        return next(iter(self.layout_over(Span(address, address + 1)).regions), None)
+
+    def heap(self) -> Region | None:
+        """The heap of brk(2): the first part of it, where mprotect has split it."""
+        # It begins on the page behind the program's data, heap_start need not be on a page's start.
+        found = self.layout_over(Span(self._stat.heap_start, self._stat.heap_start + PAGE_BYTES)).regions
+        return next((region for region in found if region.mapping.path == b"[heap]"), None)
+
+    def stack(self) -> Region | None:
+        """The main thread's stack."""
+        found = self.region_at(self._stat.stack_start)
+        return found if found is not None and found.mapping.path == b"[stack]" else None
+
+    def text(self) -> Region | None:
+        """The first mapping of the executable that can be run."""
+        found = self.region_at(self._stat.code_start)
+        return found if found is not None and found.mapping.inode else None
+
+    def end(self) -> int:
+        """The end of the highest mapping in user space."""
+        # Nothing but the vDSO and the like lies above the stack: few VMAs are looked at.
+        above = self.mappings_over(Span(self._stat.stack_start, USER_END))
+        return max((mapping.span.end for mapping in above), default=0) or self.layout().end
+
+    def use_of(self, start: int) -> MemoryUse | None:
+        """What smaps says of the VMA that begins at *start*; None where there is none."""
+        return self._read_flags((start,)).uses.get(start)
+
+    def is_fetched(self, span: Span) -> bool:
+        """Whether a userfaultfd supplies missing pages in some part of *span*."""
+        return any(span.clip(fetched) for fetched in self._read_flags(()).fetched)
+
+    def _read_flags(self, must_know: tuple[int, ...]) -> VmaFlags:
+        try:
+            return self._flags.get(self.identity, must_know=must_know)
+        except (FileNotFoundError, ProcessLookupError):
+            raise self.gone() from None
+
+    def mappings_over(self, span: Span, *, paths: bool = False) -> Iterator[Mapping]:
+        """The VMAs that meet *span* at this moment, in order; with their *paths* only if asked for.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+        if self._queries:
+            try:
+                yield from self._query_over(span, paths)
+            except OSError as error:
+                if error.errno != errno.ENOTTY:  # before Linux 6.11
+                    raise
+                self._queries = False
+            else:
+                return
+        for mapping in procfs.parse_maps(self.maps_text()):
+            if mapping.span.clip(span):
+                yield mapping
+
+    def _query_over(self, span: Span, paths: bool) -> Iterator[Mapping]:
+        query = procfs.MappingQuery(self._maps, paths=paths)
+        at = span.start
+        while at < span.end:
+            try:
+                mapping = query.at(at)
+            except ProcessLookupError:
+                raise self.gone() from None
+            if mapping is None or mapping.span.start >= span.end:
+                return
+            yield mapping
+            at = mapping.span.end
+
+    def open_backing(self, mapping: Mapping) -> int:
+        """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.
+
+        ``/proc/PID/map_files`` needs CAP_CHECKPOINT_RESTORE (Linux 5.9) or CAP_SYS_ADMIN; without,
+        the path does as well, where it still leads to the same inode.
+
+        Raises:
+            OSError: it cannot be had; then its pages are read through the address space.
+        """
+        map_files = f"/proc/{self.identity.pid}/map_files/{mapping.span}".encode()
+        for path, device in ((map_files, None), (mapping.path, mapping.device)):
+            with contextlib.suppress(OSError, ValueError):
+                fd = _open_object(path, mapping.inode, device)
+                # map_files goes by the pid: it was ours if the mm is still alive now.
+                if next(self.mappings_over(mapping.span), None) is not None:
+                    return fd
+                os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "the mapped object cannot be opened", mapping.path)
+
+
+def _open_object(path: bytes, inode: int, device: tuple[int, int] | None) -> int:
+    """Open a regular file if it is the one with number *inode*, on *device* where that is given.
+
+    On btrfs and overlayfs stat(2) and maps name different devices, so a link that the kernel follows
+    for us is held to the inode alone. The first open is O_PATH, since opening a device or a FIFO to
+    look at it could do things.
+
+    Raises:
+        OSError: it is not there, not ours to read, or something else.
+    """
+    looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = os.fstat(looked_at)
+        place = (os.major(found.st_dev), os.minor(found.st_dev))
+        if not stat_module.S_ISREG(found.st_mode) or found.st_ino != inode or device not in (None, place):
+            raise FileNotFoundError(errno.ENOENT, "another file has its place")
+        again = f"/proc/self/fd/{looked_at}"
+        try:
+            return os.open(again, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        except PermissionError:  # O_NOATIME is for the owner
+            return os.open(again, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(looked_at)
+
+
+def unmapped(address: int) -> RangeUnmapped:
+    """The error for an address at which nothing can be read."""
+    return RangeUnmapped(f"nothing can be read at address {address:#x}")

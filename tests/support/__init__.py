@@ -1,0 +1,1 @@
+"""Programs that hold memory of every kind, and the test-side classes that start and describe them."""
