@@ -131,12 +131,14 @@ _INIT_IN = struct.Struct("=5I")
 # struct fuse_init_out: major minor max_readahead flags max_background:H congestion:H max_write time_gran
 # max_pages:H map_alignment:H flags2 …
 _INIT_OUT = struct.Struct("=4IHHIIHHI")
+_FLAGS, _FLAGS2 = 3, 10
 
 
 class InitFlag(enum.IntFlag):
     """``FUSE_*`` flags of INIT, the second word in the upper half."""
 
-    MAX_PAGES = 1 << 22
+    AUTO_INVAL_DATA = 1 << 12
+    """Drop a file's cached pages whenever its mtime has moved: that of live memory always has."""
     INIT_EXT = 1 << 30
     DIRECT_IO_ALLOW_MMAP = 1 << 36
     """Linux 6.6: a file that was opened for direct I/O may be mapped shared."""
@@ -157,12 +159,13 @@ def unique_of_reply(reply: memoryview) -> int:
 
 
 def amend_init_reply(reply: bytes, offered: int) -> bytes:
-    """libfuse's reply to INIT, accepting what libfuse does not know where the kernel offered it."""
+    """libfuse's reply to INIT, with what libfuse does not know accepted where the kernel *offered* it."""
     amended = bytearray(reply)
-    wanted = InitFlag.DIRECT_IO_ALLOW_MMAP
-    if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size and offered & wanted:
+    if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size:
         fields = list(_INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
-        fields[3] |= InitFlag.INIT_EXT
-        fields[9] |= wanted >> 32
+        fields[_FLAGS] &= ~InitFlag.AUTO_INVAL_DATA
+        if offered & InitFlag.DIRECT_IO_ALLOW_MMAP:
+            fields[_FLAGS] |= InitFlag.INIT_EXT
+            fields[_FLAGS2] |= InitFlag.DIRECT_IO_ALLOW_MMAP >> 32
         _INIT_OUT.pack_into(amended, OUT_HEADER_BYTES, *fields)
     return bytes(amended)

@@ -9,6 +9,7 @@ whoever leaves it last.
 import itertools
 import threading
 
+from memfs.fuse.habits import ReadCounter
 from memfs.image.source import Source
 
 
@@ -17,12 +18,14 @@ class OpenFile:
 
     Attributes:
         source: its bytes.
+        counter: how it is read.
     """
 
-    __slots__ = ("_lock", "_released", "_stuck", "source")
+    __slots__ = ("_lock", "_released", "_stuck", "counter", "source")
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, counter: ReadCounter) -> None:
         self.source = source
+        self.counter = counter
         self._lock = threading.Lock()
         self._stuck = 0
         self._released = False
@@ -57,17 +60,19 @@ class Handles:
         self._numbers = itertools.count(1)
         self.get = self._files.get
 
-    def add(self, source: Source) -> int:
-        """Take *source* over and give it a number."""
+    def add(self, file: OpenFile) -> int:
+        """Take *file* over and give it a number."""
         number = next(self._numbers)
-        self._files[number] = OpenFile(source)
+        self._files[number] = file
         return number
 
-    def drop(self, number: int) -> None:
-        """Close a file, now or when its last reader leaves it."""
+    def drop(self, number: int) -> ReadCounter | None:
+        """Close a file, now or when its last reader leaves it; returns how it was read."""
         file = self._files.pop(number, None)
-        if file is not None:
-            file.release()
+        if file is None:
+            return None
+        file.release()
+        return file.counter
 
     def drop_all(self) -> None:
         """Close what is still open: the mount is gone."""

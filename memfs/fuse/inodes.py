@@ -7,6 +7,7 @@ dead process leads nowhere. They are forgotten when their process has ended.
 """
 
 import enum
+import threading
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
@@ -78,7 +79,7 @@ Owner = Identity | bytes
 
 
 class Inodes:
-    """Numbers for nodes, and nodes for numbers."""
+    """Numbers for nodes, and nodes for numbers. Many threads ask at once."""
 
     def __init__(self, living: Callable[[], AbstractSet[Owner]]) -> None:
         """*living* tells the processes that run, and their names: their serials must be kept."""
@@ -88,6 +89,7 @@ class Inodes:
         self._next_serial = 1
         self._prune_at = _FIRST_PRUNE
         self._far: list[int] = []
+        self._lock = threading.Lock()
 
     def number_of(self, node: Node) -> int:
         """The node's inode number."""
@@ -99,11 +101,13 @@ class Inodes:
         if isinstance(node, ProcessNode):
             return serial | node.name
         page = node.start // PAGE_BYTES
-        if page >= _FAR_BIT:
+        return serial | _VMA_BIT | (page if page < _FAR_BIT else self._far_number(page))
+
+    def _far_number(self, page: int) -> int:
+        with self._lock:
             if page not in self._far:
                 self._far.append(page)
-            page = _FAR_BIT | self._far.index(page)
-        return serial | _VMA_BIT | page
+            return _FAR_BIT | self._far.index(page)
 
     def node_of(self, number: int) -> Node:
         """The node that got *number*.
@@ -127,12 +131,15 @@ class Inodes:
     def _serial(self, owner: Owner) -> int:
         serial = self._serial_of.get(owner)
         if serial is None:
-            if len(self._owner_of) >= self._prune_at:
-                self._prune()
-            serial = self._next_serial
-            self._next_serial += 1
-            self._serial_of[owner] = serial
-            self._owner_of[serial] = owner
+            with self._lock:
+                serial = self._serial_of.get(owner)
+                if serial is None:
+                    if len(self._owner_of) >= self._prune_at:
+                        self._prune()
+                    serial = self._next_serial
+                    self._next_serial += 1
+                    self._owner_of[serial] = owner
+                    self._serial_of[owner] = serial
         return serial
 
     def _prune(self) -> None:

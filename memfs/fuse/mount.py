@@ -18,6 +18,7 @@ from memfs.fuse.options import MountOptions, SpliceMode
 from memfs.fuse.reader import DataPlane
 from memfs.fuse.switch import Switch
 from memfs.fuse.tree import Tree
+from memfs.image.source import MAX_READ_BYTES
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
 
@@ -41,7 +42,7 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
     unmount = True
     try:
         mounted()
-        unmount = trio.run(_serve_planes, handles, options)
+        unmount = trio.run(_serve_planes, mountpoint, handles, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
@@ -68,7 +69,7 @@ def _mount(operations: Operations, mountpoint: Path) -> None:
         os.close(caught)
 
 
-async def _serve_planes(handles: Handles, options: MountOptions) -> bool:
+async def _serve_planes(mountpoint: Path, handles: Handles, options: MountOptions) -> bool:
     """Run both planes; returns whether the mount still stands."""
     token = trio.lowlevel.current_trio_token()
     unmounted = False
@@ -89,15 +90,30 @@ async def _serve_planes(handles: Handles, options: MountOptions) -> bool:
             stack.callback(latency.release)
         switch = Switch()
         plane = DataPlane(
-            switch, handles, splice=_uses_splice(options.splice), latency=latency, on_end=end_from_thread
+            switch, handles, splice=_usable(options.splice), latency=latency, on_end=end_from_thread
         )
         switch.start()
         plane.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal)
+            nursery.start_soon(_raise_readahead, mountpoint)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
     return not unmounted
+
+
+async def _raise_readahead(mountpoint: Path) -> None:
+    """Let the kernel read ahead as much as one READ can carry; it begins with 128 KiB."""
+
+    def write() -> None:
+        device = os.stat(mountpoint).st_dev  # answered once INIT is, which sets the old value
+        path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        path.write_text(f"{MAX_READ_BYTES >> 10}\n")
+
+    try:
+        await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+    except OSError as error:
+        log.debug("readahead stays as it is: %s", error)
 
 
 async def _end_on_signal() -> None:
@@ -107,10 +123,9 @@ async def _end_on_signal() -> None:
             pyfuse3.terminate()
 
 
-def _uses_splice(mode: SpliceMode) -> bool:
-    if mode is SpliceMode.AUTO:
-        return vmsplice_shares_pages()
-    return mode is SpliceMode.ON
+def _usable(mode: SpliceMode) -> SpliceMode:
+    """AUTO means no pipe where the kernel copies what is given to it."""
+    return SpliceMode.OFF if mode is SpliceMode.AUTO and not vmsplice_shares_pages() else mode
 
 
 def _allow_many_files() -> None:

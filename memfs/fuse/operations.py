@@ -20,7 +20,8 @@ import pyfuse3
 import trio
 
 from memfs.errors import AccessDenied, MemfsError, errno_of
-from memfs.fuse.handles import Handles
+from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
+from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Node
 from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
 from memfs.fuse.tree import Attributes, Entry, Tree
@@ -86,6 +87,8 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, _Listing] = {}
         self._listing_numbers = itertools.count(1)
         self._denied: set[str] = set()
+        self._habits = ReadHabits()
+        self._cached: dict[int, int] = {}
 
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
@@ -167,14 +170,36 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
         node = self._tree.inodes.node_of(inode)
-        source = await self._ask(self._tree.open, node)
-        return pyfuse3.FileInfo(fh=self._handles.add(source), direct_io=True, keep_cache=False)
+        file, uses_cache = await self._ask(self._open, node, flags, ctx.pid)
+        number = self._handles.add(file)
+        if uses_cache:
+            self._cached[number] = inode
+        return pyfuse3.FileInfo(fh=number, direct_io=not uses_cache, keep_cache=False)
+
+    def _open(self, node: Node, flags: int, caller: int) -> tuple[OpenFile, bool]:
+        """Open the file *node*, and choose whether its reader goes through the page cache."""
+        source = self._tree.open(node)
+        try:
+            command = read_command(caller)
+            uses_cache = (
+                not flags & os.O_DIRECT and self._habits.reads_little(command) and source.may_be_cached()
+            )
+        except BaseException:
+            source.close()
+            raise
+        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache)), uses_cache
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty."""
 
     async def release(self, fh: int) -> None:
-        self._handles.drop(fh)
+        counter = self._handles.drop(fh)
+        if counter is not None:
+            self._habits.learn(counter)
+        inode = self._cached.pop(fh, None)
+        if inode is not None:
+            # Copies of gigabytes that no one will read again would push out what someone will.
+            pyfuse3.invalidate_inode(inode)
 
     @_translated
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -7,6 +7,7 @@ has been in one request for a while, another takes its place at the device; the 
 it comes back, and then waits until it is needed again.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from memfs.errors import MemfsError, errno_of
 from memfs.fuse import frames
 from memfs.fuse.handles import Handles, OpenFile
+from memfs.fuse.options import SpliceMode
 from memfs.fuse.switch import Switch
 from memfs.image.source import HEADER_ROOM, CannotSplice, Workspace
 from memfs.linux.qos import LatencyRequest
@@ -44,14 +46,15 @@ class DataPlane:
         switch: Switch,
         handles: Handles,
         *,
-        splice: bool,
+        splice: SpliceMode,
         latency: LatencyRequest | None,
         on_end: Callable[[], None],
     ) -> None:
         """Serve the files of *handles* over *switch*.
 
         Args:
-            splice: put replies together in a pipe; else copy them.
+            splice: whether replies are put together in a pipe. A pipe full of copies is slower than
+                the buffer that they lie in, so AUTO takes it for sources with cached pages.
             latency: held while requests flow; None to leave the CPUs alone.
             on_end: called from a thread when the file system has been unmounted.
         """
@@ -258,15 +261,11 @@ class _Server:
 
     def _read(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
         workspace = self._workspace
-        if self._plane.splice:
-            try:
+        file.counter.note(size)
+        splice = self._plane.splice
+        if splice is SpliceMode.ON or (splice is SpliceMode.AUTO and file.source.has_cached_pages):
+            with contextlib.suppress(CannotSplice):
                 self._splice(file, unique, offset, size)
-            except CannotSplice:
-                workspace.pipe.reset()
-            except BaseException:
-                workspace.pipe.reset()
-                raise
-            else:
                 return
         size = file.source.read_into(offset, workspace.data[:size], workspace)
         frames.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)

@@ -20,6 +20,9 @@ from memfs.linux.pipe import Pipe
 
 log = logging.getLogger(__name__)
 
+_NO_ONE_WAITS = (errno.ENOENT, errno.ENODEV, errno.EPERM)
+"""To a reply: its request was interrupted or aborted meanwhile; or the file system was unmounted."""
+
 _REPLY_BYTES = 1 << 20
 _LIST_BYTES = 1 << 17
 """What a READDIR may ask for: a message in the socket is limited by SO_SNDBUF, 212,992 bytes unless set."""
@@ -77,28 +80,32 @@ class Switch:
             if self._init_unique and frames.unique_of_reply(reply) == self._init_unique:
                 self._init_unique = 0
                 reply = memoryview(frames.amend_init_reply(reply.tobytes(), self._offered))
-            self.reply(reply)
+            try:
+                self.reply(reply)
+            except OSError as error:
+                log.error("the kernel refused a reply of libfuse: %s", error)
 
     def reply(self, frame: memoryview | bytes) -> None:
-        """Write a whole reply to the device. One to a request that is no more goes nowhere."""
+        """Write a whole reply to the device. One to a request that is no more goes nowhere.
+
+        Raises:
+            OSError: the kernel does not understand it: its request still waits.
+        """
         try:
             os.write(self.device, frame)
         except OSError as error:
-            self._note_refusal(error)
+            if error.errno not in _NO_ONE_WAITS:
+                raise
 
     def splice_reply(self, pipe: Pipe, size: int) -> None:
-        """Move a whole reply of *size* bytes from *pipe* to the device."""
+        """Move a whole reply of *size* bytes from *pipe* to the device.
+
+        Raises:
+            OSError: as :meth:`reply`; the pipe is empty then.
+        """
         try:
-            moved = os.splice(pipe.fd, self.device, size)
+            os.splice(pipe.fd, self.device, size)
         except OSError as error:
             pipe.reset()
-            self._note_refusal(error)
-        else:
-            if moved != size:
-                pipe.reset()
-                log.error("the kernel took %d of %d bytes of a reply", moved, size)
-
-    def _note_refusal(self, error: OSError) -> None:
-        # ENOENT: interrupted or aborted meanwhile. ENODEV, EPERM: unmounted.
-        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EPERM):
-            log.error("the kernel refused a reply: %s", error)
+            if error.errno not in _NO_ONE_WAITS:
+                raise

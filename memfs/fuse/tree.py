@@ -23,7 +23,7 @@ from memfs.image.live import LiveMemory, resident_bytes
 from memfs.image.source import Source
 from memfs.image.text import Text
 from memfs.linux import procfs
-from memfs.linux.pagemap import PageKind, Scanner
+from memfs.linux.pagemap import Scanner
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.identity import Identity, describe
 from memfs.target.layout import Kind, Region, name_of, safe_name, start_of
@@ -425,7 +425,7 @@ def _resident_by_region(space: AddressSpace, regions: Sequence[Region]) -> list[
         return held
     at = 0
     for run in Scanner().runs(space.pagemap, Span(regions[0].span.start, regions[-1].span.end)):
-        if run.kind is PageKind.EMPTY:
+        if not run.held:
             continue
         while regions[at].span.end <= run.span.start:
             at += 1

@@ -11,12 +11,18 @@ not every byte came out of the open mm itself is looked at again, after it was r
 import errno
 import os
 import threading
+import time
 
 from memfs.image.source import Piece, Source, Workspace
-from memfs.linux.pagemap import PageKind, Scanner
-from memfs.linux.span import PAGE_BYTES, Span, tile
+from memfs.linux.pagemap import PageKind, PageRun, Scanner
+from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.process import AddressSpace, unmapped
+
+_SCAN_AHEAD_BYTES = 4 << 20
+_TOUCHED_S = 0.02
+"""How long a page that was there is taken to be there. One that is gone meanwhile reads as zeros, as
+it should, but reading it maps the zero page into the target."""
 
 
 class LiveMemory(Source):
@@ -28,12 +34,16 @@ class LiveMemory(Source):
     def __init__(self, space: AddressSpace, layout: Layout, span: Span, *, flat: bool) -> None:
         """Show the addresses of *span*; where nothing is mapped, a *flat* source has holes."""
         self.size_bytes = span.size
+        self.has_cached_pages = any(r.kind in (Kind.SHARED, Kind.PRIVATE_FILE) for r in layout.over(span))
         self._space = space
         self._layout = layout
         self._span = span
         self._flat = flat
         self._objects: dict[tuple[tuple[int, int], int], int] = {}
         self._opening = threading.Lock()
+        self._touched = Span(0, 0)
+        self._touched_until = 0.0
+        self._dense_up_to = -1
 
     def close(self) -> None:
         """Let go of the target and of all that was opened for it."""
@@ -43,9 +53,17 @@ class LiveMemory(Source):
             if fd >= 0:
                 os.close(fd)
 
+    def may_be_cached(self) -> bool:
+        return not self._space.is_fetched(self._span)
+
     # Reading
 
     def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
+        touched = self._touched
+        start = span.start + self._span.start
+        size = span.end - span.start
+        if touched.start <= start and start + size <= touched.end and time.monotonic() < self._touched_until:
+            return [Piece(size, self._space.mem, start, cached=False)]
         wanted = span.moved(self._span.start)
         found: list[Piece] = []
         at = wanted.start
@@ -61,7 +79,7 @@ class LiveMemory(Source):
 
     def _add_pieces(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
         if region.kind is Kind.ANONYMOUS:
-            self._add_anonymous(part, scanner, found)
+            self._add_anonymous(region, part, scanner, found)
         elif region.kind is Kind.PRIVATE_FILE:
             self._add_private_file(region, part, scanner, found)
         elif region.kind is Kind.SHARED:
@@ -81,18 +99,39 @@ class LiveMemory(Source):
             raise unmapped(part.start)
         return _zeros(part.size)
 
-    def _add_anonymous(self, part: Span, scanner: Scanner, found: list[Piece]) -> None:
-        runs = scanner.runs(self._space.pagemap, part.page_aligned())
-        touched = (run.span for run in runs if run.kind is not PageKind.EMPTY)
-        cut = [self._memory(piece) if known else _zeros(piece.size) for piece, known in tile(part, touched)]
-        if any(piece.fd < 0 for piece in cut) and self._space.is_fetched(part):
-            cut = [self._memory(part)]
-        found += cut
+    def _add_anonymous(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        # A reader that goes on in memory that is all there needs no scan for each piece of it.
+        ahead = _SCAN_AHEAD_BYTES if part.start == self._dense_up_to else 0
+        reach = Span(part.start, min(part.end + ahead, region.span.end))
+        runs = list(scanner.runs(self._space.pagemap, reach.page_aligned()))
+        first = runs[0] if runs else None
+        if first is not None and first.held and first.span.start <= part.start and part.end <= first.span.end:
+            self._touched_until = time.monotonic() + _TOUCHED_S
+            self._touched = first.span
+            self._dense_up_to = first.span.end
+            found.append(self._memory(part))
+        elif any(not run.held for run in runs) and self._space.is_fetched(part):
+            found.append(self._memory(part))
+        else:
+            self._add_runs(part, runs, found)
+
+    def _add_runs(self, part: Span, runs: list[PageRun], found: list[Piece]) -> None:
+        at = part.start
+        for run in runs:
+            piece = run.span.clip(part)
+            if not piece:
+                continue
+            if piece.start > at:
+                found.append(self._nothing(Span(at, piece.start)))
+            found.append(self._memory(piece) if run.held else _zeros(piece.size))
+            at = piece.end
+        if at < part.end:
+            found.append(self._nothing(Span(at, part.end)))
 
     def _add_private_file(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
         at = part.start
         for run in scanner.runs(self._space.pagemap, part.page_aligned()):
-            if run.kind is PageKind.FILE:
+            if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             piece = run.span.clip(part)
             if piece.start > at:
@@ -117,13 +156,13 @@ class LiveMemory(Source):
         whole = part.clip(Span(part.start, file_end & -PAGE_BYTES))
         if whole:
             found.append(Piece(whole.size, fd, whole.start + to_file, cached=True))
-        rest = Span(whole.end, part.end)
+        rest = Span(max(whole.end, part.start), part.end)
         if not rest:
             return
         last_page = Span(file_end, file_end).page_aligned()
         tail = rest.clip(last_page)
         if tail:
-            if next(scanner.runs(self._space.pagemap, last_page, 1), None) is not None:
+            if any(run.held for run in scanner.runs(self._space.pagemap, last_page, 1)):
                 found.append(self._memory(tail))
             else:
                 held = tail.clip(Span(tail.start, file_end))
@@ -172,13 +211,17 @@ class LiveMemory(Source):
         self._layout = self._space.layout() if self._flat else self._space.layout_over(self._span)
         return False
 
-    def missing(self, offset: int, piece: Piece) -> Exception:
+    def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
         address = offset + self._span.start
-        if piece.fd != self._space.mem:
-            return unmapped(address)
+        if (
+            view
+            and piece.fd == self._space.mem
+            and self._space.is_fetched(Span(address, address + len(view)))
+        ):
+            return self._space.read_waiting(address, view)
         # A dead mm gives nothing, a live one an error: asking it for its mappings tells them apart.
         next(self._space.mappings_over(self._span), None)
-        return unmapped(address)
+        raise unmapped(address)
 
     # Holes
 
@@ -233,43 +276,36 @@ class LiveMemory(Source):
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
         """By the page tables alone."""
         at = part.start
-        for run in scanner.runs(self._space.pagemap, part.page_aligned(), 1):
-            if run.kind is PageKind.EMPTY:
-                continue
-            if data:
-                return max(at, run.span.start)
+        for run in scanner.runs(self._space.pagemap, part.page_aligned(), 2):
             if run.span.start > at:
-                return at
+                self._nothing(Span(at, run.span.start))
+                if not data:
+                    return at
+            if run.held is data:
+                return max(part.start, run.span.start)
             at = run.span.end
-        return part.end if data else min(at, part.end)
+        if at < part.end:
+            self._nothing(Span(at, part.end))
+            return part.end if data else at
+        return part.end
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
-        if data:
-            own = next(
-                (
-                    run.span.start
-                    for run in scanner.runs(self._space.pagemap, part.page_aligned(), 1)
-                    if run.kind is PageKind.OWN
-                ),
-                part.end,
-            )
-            return min(max(own, part.start), _find_in_file(region, part, fd, data=True))
         at = part.start
         for run in scanner.runs(self._space.pagemap, part.page_aligned()):
-            if run.kind is PageKind.FILE:
+            if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))
-            if between and (hole := _find_in_file(region, between, fd, data=False)) < between.end:
-                return hole
-            if run.kind is PageKind.EMPTY:
+            if between and (found := _find_in_file(region, between, fd, data=data)) < between.end:
+                return found
+            if data is (run.kind is PageKind.OWN):
                 return between.end
             at = run.span.end
-        return _find_in_file(region, Span(at, part.end), fd, data=False) if at < part.end else part.end
+        return _find_in_file(region, Span(at, part.end), fd, data=data) if at < part.end else part.end
 
 
 def _zeros(size: int) -> Piece:
-    return Piece(size, -1, 0, cached=False)
+    return Piece(size, None, 0, cached=False)
 
 
 def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:

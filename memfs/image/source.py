@@ -20,6 +20,8 @@ from memfs.linux.syscalls import Vmsplice, address_of
 MAX_READ_BYTES = 1 << 20
 """The longest stretch that is read at once: FUSE's limit of 256 pages a request."""
 
+_HUGE_PAGE_BYTES = 1 << 21
+
 HEADER_ROOM = PAGE_BYTES
 """Room before the data in a workspace's buffer, so that a reply's header can end where data begins."""
 
@@ -29,13 +31,13 @@ class Piece(NamedTuple):
 
     Attributes:
         size: how many bytes.
-        fd: the descriptor to read them from; -1 for zeros.
+        fd: the descriptor to read them from; None for zeros.
         position: where in *fd* they begin.
         cached: whether they are pages of a page cache, which splice(2) takes without a copy.
     """
 
     size: int
-    fd: int
+    fd: int | None
     position: int
     cached: bool
 
@@ -50,17 +52,25 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        self._buffer = mmap.mmap(-1, HEADER_ROOM + MAX_READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._buffer = mmap.mmap(-1, 2 * _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # In one huge page the kernel finds the buffer's pages at once: 10 % at 1 MiB.
+        self._buffer.madvise(mmap.MADV_HUGEPAGE)
+        address = address_of(self._buffer)
+        begin = -address % _HUGE_PAGE_BYTES
         self._zeros = mmap.mmap(-1, MAX_READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.whole = memoryview(self._buffer)
+        self.whole = memoryview(self._buffer)[begin : begin + HEADER_ROOM + MAX_READ_BYTES]
         self.data = self.whole[HEADER_ROOM:]
         self.zeros = memoryview(self._zeros).toreadonly()
-        self.whole_address = address_of(self._buffer)
-        self.data_address = self.whole_address + HEADER_ROOM
+        self.data_address = address + begin + HEADER_ROOM
         self.zeros_address = address_of(self._zeros)
         self.scanner = Scanner()
         self.vmsplice = Vmsplice(MAX_READ_BYTES // PAGE_BYTES + 1)
         self.pipe = Pipe(2 * MAX_READ_BYTES)
+
+    def reset_pipe(self) -> None:
+        """Forget what is in the pipe, or on its way into it."""
+        self.vmsplice.clear()
+        self.pipe.reset()
 
     def close(self) -> None:
         """Give the pipe back; the memory goes with the last view of it."""
@@ -76,9 +86,11 @@ class Source(abc.ABC):
 
     Attributes:
         size_bytes: how many there are.
+        has_cached_pages: whether some of them lie in a page cache, so that a pipe saves a copy.
     """
 
     size_bytes: int
+    has_cached_pages: bool
 
     @abc.abstractmethod
     def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
@@ -97,8 +109,14 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def missing(self, offset: int, piece: Piece) -> Exception:
-        """The error for a byte at *offset* that *piece* promised and that did not come."""
+    def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
+        """Get bytes at *offset* that *piece* promised and that did not come, some other way.
+
+        Returns how many went into *view*: one at least.
+
+        Raises:
+            MemfsError: there is no other way; *view* may be empty, to be told why.
+        """
 
     @abc.abstractmethod
     def next_data(self, offset: int, workspace: Workspace) -> int:
@@ -111,6 +129,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of everything; a second call does nothing."""
+
+    def may_be_cached(self) -> bool:
+        """Whether a read can be trusted to end, so that pages of a cache may wait for it."""
+        return True
 
     def clip(self, offset: int, size: int) -> Span:
         """The part of *size* bytes at *offset* that the source has."""
@@ -136,7 +158,7 @@ class Source(abc.ABC):
 
     def _copy(self, offset: int, piece: Piece, view: memoryview, workspace: Workspace) -> None:
         """Fill *view*, as long as *piece*; *offset* is where the piece lies in the source."""
-        if piece.fd < 0:
+        if piece.fd is None:
             view[:] = workspace.zeros[: piece.size]
             return
         done = 0
@@ -147,15 +169,13 @@ class Source(abc.ABC):
                 if error.errno not in (errno.EIO, errno.EFAULT):
                     raise
                 got = 0
-            if not got:
-                raise self.missing(offset + done, piece)
-            done += got
+            done += got or self.recover(offset + done, piece, view[done:])
 
     def splice_to(self, offset: int, size: int, header: int, workspace: Workspace) -> int:
         """Put the *header* bytes before the workspace's data into its pipe, then *size* from *offset* on.
 
         Returns how many bytes of the source went in, short only at the end. After an error the pipe
-        may hold something: reset it.
+        is empty.
 
         Raises:
             CannotSplice: copy instead.
@@ -166,10 +186,14 @@ class Source(abc.ABC):
             pieces = self.pieces(span, workspace)
             if slots_needed(pieces) >= workspace.pipe.slots:
                 raise CannotSplice
-            self._splice(span.start, pieces, header, workspace)
-            if self.still_true(span, pieces):
-                return span.size
-            workspace.pipe.reset()
+            try:
+                self._splice(span.start, pieces, header, workspace)
+                if self.still_true(span, pieces):
+                    return span.size
+            except BaseException:
+                workspace.reset_pipe()
+                raise
+            workspace.reset_pipe()
         raise _restless(span)
 
     def _splice(self, offset: int, pieces: list[Piece], header: int, workspace: Workspace) -> None:
@@ -179,15 +203,16 @@ class Source(abc.ABC):
         queued = header
         at = 0
         for piece in pieces:
-            if piece.cached:
+            if piece.cached and piece.fd is not None:
                 _flush(queue, pipe, queued)
                 queued = 0
-                moved = _splice_file(piece, pipe)
+                moved = _splice_file(piece.fd, piece, pipe)
                 if moved < piece.size:
-                    raise self.missing(offset + at + moved, piece)
+                    self.recover(offset + at + moved, piece, workspace.data[:0])
+                    raise CannotSplice
             else:
                 address = workspace.zeros_address
-                if piece.fd >= 0:
+                if piece.fd is not None:
                     self._copy(offset + at, piece, workspace.data[at : at + piece.size], workspace)
                     address = workspace.data_address + at
                 queue.add(address, piece.size)
@@ -219,11 +244,11 @@ def _flush(queue: Vmsplice, pipe: int, size: int) -> None:
         raise CannotSplice
 
 
-def _splice_file(piece: Piece, pipe: int) -> int:
+def _splice_file(fd: int, piece: Piece, pipe: int) -> int:
     done = 0
     while done < piece.size:
         try:
-            moved = os.splice(piece.fd, pipe, piece.size - done, offset_src=piece.position + done)
+            moved = os.splice(fd, pipe, piece.size - done, offset_src=piece.position + done)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):
                 raise CannotSplice from None

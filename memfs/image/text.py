@@ -12,6 +12,7 @@ class Text(Source):
 
     def __init__(self, content: bytes) -> None:
         self.size_bytes = len(content)
+        self.has_cached_pages = True
         self._fd = os.memfd_create("memfs-text", os.MFD_CLOEXEC)
         try:
             view = memoryview(content)
@@ -27,8 +28,8 @@ class Text(Source):
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         return True
 
-    def missing(self, offset: int, piece: Piece) -> Exception:
-        return RangeUnmapped(f"the text ends before byte {offset}")
+    def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
+        raise RangeUnmapped(f"the text ends before byte {offset}")
 
     def next_data(self, offset: int, workspace: Workspace) -> int:
         return offset

@@ -25,7 +25,10 @@ class Mount:
     owner: int | None
 
 
-_LINE = re.compile(rb"^\d+ \d+ \d+:\d+ \S+ (\S+) \S+(?: (?!- )\S+)* - (\S+) (\S+) (\S+)$", re.MULTILINE)
+_LINE = re.compile(
+    rb"^\d+ \d+ \d+:\d+ [^ \n]* ([^ \n]*) [^ \n]*(?: (?!- )[^ \n]*)* - ([^ \n]*) ([^ \n]*) ([^ \n]*)$",
+    re.MULTILINE,
+)
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _USER_ID = re.compile(rb"(?:^|,)user_id=(\d+)")
 

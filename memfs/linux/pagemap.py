@@ -4,8 +4,8 @@ PAGEMAP_SCAN (Linux 6.7, ``Documentation/admin-guide/mm/pagemap.rst``) walks the
 returns runs; before it, ``/proc/PID/pagemap`` gives eight bytes a page. Both are read through a
 descriptor of ``/proc/PID/pagemap``, which belongs to the address space that it was opened on.
 
-An address space that is gone looks here like one in which nothing was touched. So whoever turns
-"nothing there" into zeros must first make sure that it still lives.
+To entries an address space that is gone looks like one in which nothing was touched. So whoever
+turns UNTOUCHED into zeros must make sure that what is mapped there is what it was taken for.
 """
 
 import ctypes
@@ -30,6 +30,8 @@ class PageKind(enum.IntEnum):
     """A page of a file or of shared memory."""
     EMPTY = 2
     """Reads as zeros: the shared zero page, or a guard region, behind which there is no page."""
+    UNTOUCHED = 3
+    """Mapped, and the page tables know no page: it was never touched, or only by others."""
 
 
 class _Category(enum.IntFlag):
@@ -57,8 +59,8 @@ _WALK_END_OFFSET = 32
 _REGION = struct.Struct("=3Q")  # struct page_region
 _REGIONS_A_CALL = 512
 _FORMS = (
-    int(_Category.FILE | _Category.PFNZERO | _Category.GUARD),
-    int(_Category.FILE | _Category.PFNZERO),
+    int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO | _Category.GUARD),
+    int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO),
 )
 """What to ask for, best first: a kernel refuses with EINVAL a category that it does not have."""
 
@@ -78,6 +80,11 @@ class PageRun:
     span: Span
     kind: PageKind
 
+    @property
+    def held(self) -> bool:
+        """Whether the page tables hold pages for it, in memory or swapped out."""
+        return self.kind is PageKind.OWN or self.kind is PageKind.FILE
+
 
 class Scanner:
     """Asks for runs of pages. One for each thread: it owns the array that the kernel fills."""
@@ -94,7 +101,7 @@ class Scanner:
         return bool(self._forms)
 
     def runs(self, pagemap: int, span: Span, limit: int = _REGIONS_A_CALL) -> Iterator[PageRun]:
-        """The pages in *span* (page-aligned) that the page tables know, in order.
+        """The mapped pages in *span* (page-aligned), in order; what is not mapped is left out.
 
         *limit* is how many runs the caller is likely to take; asking for one stops the walk early.
         """
@@ -116,7 +123,7 @@ class Scanner:
             argument = bytearray(
                 _SCAN_ARGUMENT.pack(
                     _SCAN_ARGUMENT.size, 0, at, span.end, 0, self._regions_address,
-                    min(limit, _REGIONS_A_CALL), 0, 0, 0, _KNOWN, wanted,
+                    min(limit, _REGIONS_A_CALL), 0, 0, 0, 0, wanted,
                 )
             )  # fmt: skip
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
@@ -125,7 +132,9 @@ class Scanner:
             for start, end, categories in list(
                 _REGION.iter_unpack(self._regions_view[: count * _REGION.size])
             ):
-                if categories & _NO_PAGE:
+                if not categories & _KNOWN:
+                    kind = PageKind.UNTOUCHED
+                elif categories & _NO_PAGE:
                     kind = PageKind.EMPTY
                 else:
                     kind = PageKind.FILE if categories & _FILE else PageKind.OWN
@@ -139,7 +148,11 @@ _ENTRIES_A_READ = 1 << 16
 
 
 def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
-    """The same from pagemap entries. They do not tell the zero page, which counts as OWN here."""
+    """The same from pagemap entries.
+
+    They do not tell the zero page, which counts as OWN here, nor what is not mapped at all, which
+    counts as UNTOUCHED.
+    """
     run: PageRun | None = None
     at = span.start
     while at < span.end:
@@ -148,17 +161,18 @@ def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
         if not entries:
             break
         for (entry,) in struct.iter_unpack("=Q", entries):
-            if entry & _ENTRY_KNOWN:
-                if entry & _ENTRY_GUARD:
-                    kind = PageKind.EMPTY
-                else:
-                    kind = PageKind.FILE if entry & _ENTRY_FILE else PageKind.OWN
-                if run is not None and run.kind == kind and run.span.end == at:
-                    run = PageRun(Span(run.span.start, at + PAGE_BYTES), kind)
-                else:
-                    if run is not None:
-                        yield run
-                    run = PageRun(Span(at, at + PAGE_BYTES), kind)
+            if not entry & _ENTRY_KNOWN:
+                kind = PageKind.UNTOUCHED
+            elif entry & _ENTRY_GUARD:
+                kind = PageKind.EMPTY
+            else:
+                kind = PageKind.FILE if entry & _ENTRY_FILE else PageKind.OWN
+            if run is not None and run.kind == kind:
+                run = PageRun(Span(run.span.start, at + PAGE_BYTES), kind)
+            else:
+                if run is not None:
+                    yield run
+                run = PageRun(Span(at, at + PAGE_BYTES), kind)
             at += PAGE_BYTES
     if run is not None:
         yield run

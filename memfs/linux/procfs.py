@@ -188,8 +188,8 @@ class Stat:
         comm: the name, at most 15 bytes, any of them.
         start_ticks: when the process began, in clock ticks since boot; exec does not change it.
         address_bytes: size of the address space; 0 where there is none (any more).
-        code_start, stack_start, heap_start: addresses; 0 without ptrace access.
-        arguments: more addresses that exec chooses anew, as text.
+        code_start, stack_start, heap_start: addresses that exec chooses anew, as much at random as
+            the machine is set to; 0 without ptrace access.
     """
 
     pid: int
@@ -201,7 +201,6 @@ class Stat:
     code_start: int
     stack_start: int
     heap_start: int
-    arguments: tuple[bytes, ...]
 
     @property
     def has_memory(self) -> bool:
@@ -216,7 +215,6 @@ class Stat:
                 self.code_start == other.code_start,
                 self.stack_start == other.stack_start,
                 self.heap_start == other.heap_start,
-                self.arguments == other.arguments,
             )
         )
 
@@ -235,7 +233,6 @@ def parse_stat(text: bytes) -> Stat:
         code_start=int(fields[23]),
         stack_start=int(fields[25]),
         heap_start=int(fields[44]),
-        arguments=tuple(fields[45:49]),
     )
 
 

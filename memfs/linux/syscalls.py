@@ -63,6 +63,10 @@ class Vmsplice:
         self._count += 1
         return True
 
+    def clear(self) -> None:
+        """Forget what is queued."""
+        self._count = 0
+
     def flush(self, pipe: int) -> int:
         """Hand what is queued to *pipe*; returns the bytes taken, short where the pipe is full.
 
@@ -94,6 +98,36 @@ def vmsplice_shares_pages() -> bool:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+_libc.process_vm_readv.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+]
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+
+
+def read_process(pid: int, address: int, into: memoryview) -> int:
+    """process_vm_readv(2): copy memory of *pid* from *address* on into *into*, which is writable.
+
+    Unlike a read of /proc/PID/mem it waits for a userfaultfd to supply a page, for ever if need be.
+    It follows the pid: after an exec it reads the new program.
+
+    Returns:
+        Bytes copied; short where the next page cannot be read.
+    Raises:
+        OSError: EFAULT where not even the first page can; ESRCH, EPERM.
+    """
+    local = _IoVec(ctypes.addressof(ctypes.c_char.from_buffer(into)), len(into))
+    remote = _IoVec(address, len(into))
+    copied: int = _libc.process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0)
+    if copied < 0:
+        raise _os_error("process_vm_readv")
+    return copied
 
 
 def umount(path: bytes, flags: UmountFlag) -> None:

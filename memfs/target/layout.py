@@ -4,6 +4,7 @@ Values only: this module reads nothing.
 """
 
 import enum
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
@@ -75,12 +76,14 @@ _DELETED = b" (deleted)"
 
 def safe_name(name: bytes) -> bytes:
     """*name* as one that needs no quotes in a shell: 64 bytes at most, and never empty."""
-    return name.translate(_SAFE)[:_LABEL_BYTES] or b"_"
+    safe = name.translate(_SAFE)[:_LABEL_BYTES] or b"_"
+    return safe if safe.strip(b".") else safe.replace(b".", b"_")
 
 
 def label_of(mapping: Mapping) -> bytes:
     """What stands behind START-END_PERMS in the name of the mapping's file."""
-    path = mapping.path.removesuffix(_DELETED)
+    # maps prints a newline as \\012, the query as it is: a label must be the same from both.
+    path = mapping.path.replace(b"\\012", b"\n").removesuffix(_DELETED)
     if not path:
         return b"anon"
     if path.startswith(b"["):
@@ -106,13 +109,14 @@ def name_of(mapping: Mapping) -> bytes:
     )
 
 
+_FILE_NAME = re.compile(rb"([0-9a-f]{12,16})-[0-9a-f]{12,16}_")
+
+
 def start_of(name: bytes) -> int | None:
     """The address at which the mapping of that file name begins; None for any other name."""
-    start, dash, _ = name.partition(b"-")
-    try:
-        return int(start, 16) if dash else None
-    except ValueError:
-        return None
+    match = _FILE_NAME.match(name)
+    start = int(match[1], 16) if match else USER_END
+    return start if start < USER_END else None
 
 
 @attrs.frozen

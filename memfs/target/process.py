@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import stat as stat_module
+import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
@@ -23,6 +24,7 @@ from memfs.errors import AccessDenied, MemfsError, RangeUnmapped, TargetExited, 
 from memfs.linux import procfs
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
 from memfs.target.layout import USER_END, Layout, Region, make_layout, may_be_device
@@ -47,22 +49,24 @@ class VmaFlagsCache:
     The kernel walks every page table of the process to print one: 7 ms for each GiB of small pages.
     """
 
-    _SHORTEST_S = 0.5
     _SHARE = 20
 
     def __init__(self) -> None:
         self._kept: dict[Identity, tuple[float, VmaFlags]] = {}
+        self._lock = threading.Lock()
 
     def get(self, identity: Identity, *, must_know: Iterator[int] | tuple[int, ...] = ()) -> VmaFlags:
         """The flags of the process's VMAs, read anew if they are old or lack one of *must_know*."""
-        now = time.monotonic()
+        began = time.monotonic()
         expires, flags = self._kept.get(identity, (0.0, None))
-        if flags is not None and now < expires and all(start in flags.uses for start in must_know):
+        if flags is not None and began < expires and all(start in flags.uses for start in must_know):
             return flags
         flags = _read_flags(identity)
-        cost = time.monotonic() - now
-        self._kept = {key: entry for key, entry in self._kept.items() if entry[0] > now}
-        self._kept[identity] = (now + cost + max(self._SHORTEST_S, self._SHARE * cost), flags)
+        now = time.monotonic()
+        with self._lock:
+            for old in [key for key, entry in self._kept.items() if entry[0] < now]:
+                del self._kept[old]
+            self._kept[identity] = (now + self._SHARE * (now - began), flags)
         return flags
 
 
@@ -233,9 +237,10 @@ class AddressSpace:
             try:
                 yield from self._query_over(span, paths)
             except OSError as error:
-                if error.errno != errno.ENOTTY:  # before Linux 6.11
+                if error.errno == errno.ENOTTY:  # before Linux 6.11
+                    self._queries = False
+                elif error.errno != errno.ENAMETOOLONG:  # the query knows no path above PATH_MAX
                     raise
-                self._queries = False
             else:
                 return
         for mapping in procfs.parse_maps(self.maps_text()):
@@ -254,6 +259,29 @@ class AddressSpace:
                 return
             yield mapping
             at = mapping.span.end
+
+    def read_waiting(self, address: int, view: memoryview) -> int:
+        """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
+
+        process_vm_readv follows the pid. So before a byte of it is believed, the process must be the
+        same one still, must not have exec'ed, and this mm must be alive.
+
+        Raises:
+            TargetExited, TargetReplaced: it may have been another program's memory.
+            RangeUnmapped: nothing can be read there.
+        """
+        try:
+            copied = read_process(self.identity.pid, address, view)
+        except OSError as error:
+            if error.errno not in (errno.EFAULT, errno.ESRCH):
+                raise
+            copied = 0
+        next(self.mappings_over(Span(address, address + 1)), None)
+        if not self._process.ensure_same().same_program(self._stat):
+            raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
+        if not copied:
+            raise unmapped(address)
+        return copied
 
     def open_backing(self, mapping: Mapping) -> int:
         """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.

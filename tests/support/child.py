@@ -5,7 +5,8 @@ command waits for its answer, so no test needs to sleep. The programs ask to be 
 that started them ends: start them from a thread that lives as long as they shall (a trio test's own thread,
 not a worker's).
 
-This file knows of no program in particular.
+Processes that a program started itself are killed with it too, but by the kernel and a moment later: they may
+still be seen after `close`. This file knows of no program in particular.
 """
 
 import json

@@ -5,9 +5,10 @@ What the commands do is told in `stuck`, `pidreuse` and `churn`.
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
-from os import fsencode
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -97,6 +98,17 @@ class PidNamespace(_Driver):
     def __init__(self) -> None:
         """Make the namespaces; `ChildError` where that is not allowed."""
         super().__init__(Child("pidreuse.py"))
+        self._init: int | None = os.pidfd_open(self.outer_pid(1))
+
+    def close(self) -> None:
+        """Kill all inside, and return once it is gone. May be called twice."""
+        if self._init is not None:
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            os.close(self._init)
+            self._init = None
+            # The program has reaped pid 1 then, which the kernel lets go after all others inside.
+            self.child.reap()
+        super().close()
 
     def _ask(self, *words: object) -> Json:
         return self.child.ask(json.dumps(words))
@@ -112,7 +124,7 @@ class PidNamespace(_Driver):
         return answer
 
     def run(self, *argv: str, pid: int | None = None) -> int:
-        """Start a program, by its full path; returns its pid."""
+        """Start a program, by its full path; returns its pid. One that cannot be executed ends with 127."""
         return int(self._ask("run", pid, argv)["pid"])
 
     def python(self, source: str, *arguments: str) -> int:
@@ -125,7 +137,7 @@ class PidNamespace(_Driver):
 
     def line(self, pid: int) -> bytes:
         """Read the next line of a program's stdout; blocks until there is one."""
-        return fsencode(self._ask("line", pid)["line"])
+        return os.fsencode(self._ask("line", pid)["line"])
 
     def end(self, pid: int) -> int:
         """SIGKILL a program and reap it, so that its pid is free; returns its status."""
@@ -134,7 +146,7 @@ class PidNamespace(_Driver):
     def finish(self, pid: int) -> Outcome:
         """Close a program's stdin, wait for its end, reap it."""
         answer = self._ask("finish", pid)
-        return Outcome(answer["status"], fsencode(answer["stdout"]), fsencode(answer["stderr"]))
+        return Outcome(answer["status"], os.fsencode(answer["stdout"]), os.fsencode(answer["stderr"]))
 
     def alive(self) -> tuple[int, ...]:
         """The pids inside."""
@@ -194,7 +206,7 @@ class Churn(_Driver):
         return _count(self.child.ask("count"))
 
     def spawn(self, count: int) -> Count:
-        """Start and reap *count* short-lived processes now (about 1,000 a second), while the others go on."""
+        """Start and reap *count* short-lived processes now (about 500 a second), while the others go on."""
         return _count(self.child.ask("spawn", count))
 
     def stop(self) -> Count:

@@ -45,6 +45,7 @@ from support import kernel, kinds
 from support.describe import Mapping, Run, cut_runs
 from support.kernel import Advice, Map, Prot
 from support.lines import Answer, commands, memory_figures, obey, say
+from support.room import MIB, perms_text, touch_pages, wait_for_end, write_pattern
 
 
 class Holder:
@@ -78,7 +79,7 @@ class Holder:
     def do_touch(self, address: str, length: str) -> Answer:
         """Fault pages in by reading them."""
         run = _run(address, length)
-        kinds.touch_pages(run)
+        touch_pages(run)
         for mapping in self._overlapping(run):
             mapping.touched.append(run)
         return self._changed(run)
@@ -86,7 +87,7 @@ class Holder:
     def do_write(self, address: str, length: str, seed: str) -> Answer:
         """Write the pattern of another seed."""
         run = _run(address, length)
-        kinds.write_pattern(run, int(seed, 0))
+        write_pattern(run, int(seed, 0))
         for mapping in self._overlapping(run):
             mapping.wrote(run, int(seed, 0))
             mapping.touched.append(run)
@@ -106,7 +107,7 @@ class Holder:
         run, prot = _run(address, length), _prot(perms)
         kernel.map_memory(run.start, run.end - run.start, prot, Map.PRIVATE | Map.ANONYMOUS | Map.NORESERVE)
         kernel.advise(run.start, run.end - run.start, Advice.NOHUGEPAGE)
-        new = Mapping("mapped", run, kinds.perms_text(prot, shared=False), self._options.seed)
+        new = Mapping("mapped", run, perms_text(prot, shared=False), self._options.seed)
         kept = [old for old in self._made.mappings if old.run.start != run.start]
         self._made.mappings = [*kept, new]
         return self._changed(run)
@@ -117,7 +118,7 @@ class Holder:
         kernel.protect(run.start, run.end - run.start, prot)
         for mapping in self._overlapping(run):
             if mapping.run == run:
-                mapping.perms = kinds.perms_text(prot, mapping.shared)
+                mapping.perms = perms_text(prot, mapping.shared)
         return self._changed(run)
 
     def do_madvise(self, address: str, length: str, advice: str) -> Answer:
@@ -140,8 +141,8 @@ class Holder:
         """Hash memory from the inside."""
         run = _run(address, length)
         digest = hashlib.sha256()
-        for start in range(run.start, run.end, kinds.MIB):
-            digest.update(kernel.peek(start, min(kinds.MIB, run.end - start)))
+        for start in range(run.start, run.end, MIB):
+            digest.update(kernel.peek(start, min(MIB, run.end - start)))
         return {"sha256": digest.hexdigest()}
 
     def do_recurse(self, depth: str) -> Answer:
@@ -164,7 +165,7 @@ class Holder:
         child = os.fork()
         if child == 0:
             kernel.die_with_parent(parent)
-            kinds.wait_for_end()
+            wait_for_end()
         self._made.children.append(child)
         return {"pid": child}
 
@@ -236,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Hold memory of every kind.")
     parser.add_argument("--seed", type=lambda text: int(text, 0), default=1)
     parser.add_argument("--directory", type=Path, default=Path("/tmp"))
-    parser.add_argument("--size", type=int, default=4 * kinds.MIB, help="bytes of private-full")
+    parser.add_argument("--size", type=int, default=4 * MIB, help="bytes of private-full")
     parser.add_argument("kinds", nargs="+", choices=("all", *kinds.KINDS), metavar="KIND")
     holder = Holder(parser.parse_args())
     say(holder.hello())

@@ -1,14 +1,9 @@
-"""The kinds of mapping a holder can make, each by one function of a `Room`.
+"""The kinds of mapping a holder can make, each by one function that is given a `room.Room`.
 
-Every kind has its own 128 GiB of address space, at the same addresses in every holder, so that a program
-that execs into another holder, or one that gets its pid, has other bytes at the very same places. Mappings
-never touch one another, so the kernel does not merge them. All but the huge ones refuse huge pages: what is
-written is what is there.
-
-Standard library only. This file knows of no command and no test.
+A maker yields its mappings one by one; where the machine cannot make one, it raises OSError. The docstring
+of a maker says what a test finds there. Standard library only. This file knows of no command and no test.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support import kernel
-from support.describe import Layer, Mapping, Run, cut_layers
+from support.describe import Mapping, Run, cut_layers
 from support.kernel import Advice, Map, Prot
-from support.pattern import PAGE, fill
+from support.pattern import PAGE
+from support.room import (
+    FIRST_SLOT,
+    GIB,
+    HUGE,
+    MIB,
+    SLOT,
+    Room,
+    refuse_huge_pages,
+    wait_for_end,
+    write_pattern,
+)
 
-MIB = 1 << 20
-GIB = 1 << 30
-FIRST_SLOT = 0x1000_0000_0000
-SLOT = 128 * GIB
-_HUGE = 2 * MIB
-_CHUNK = MIB
-_RW = Prot.READ | Prot.WRITE
 _PRIVATE = Map.PRIVATE | Map.ANONYMOUS
 _SHARED = Map.SHARED | Map.ANONYMOUS
 _RUNS = ((0, 1), (3, 7), (64, 128), (200, 201), (255, 256))
@@ -46,136 +45,6 @@ ODD_FILE_NAMES = (
 ODD_MEMFD_NAME = b"odd \xff\n/name (deleted)"
 ODD_MEMORY_NAME = b"odd name (deleted) <1>:;'\"*?/"
 SMALL_VMAS = 60_000
-
-
-def perms_text(prot: Prot, shared: bool) -> str:
-    """The permissions as /proc/PID/maps prints them."""
-    bits = ((Prot.READ, "r"), (Prot.WRITE, "w"), (Prot.EXEC, "x"))
-    return "".join(letter if prot & bit else "-" for bit, letter in bits) + ("s" if shared else "p")
-
-
-def write_pattern(run: Run, seed: int) -> None:
-    """Write the pattern of *seed* into this process, a chunk at a time."""
-    for address in range(run.start, run.end, _CHUNK):
-        kernel.poke(address, fill(address, min(_CHUNK, run.end - address), seed))
-
-
-def touch_pages(run: Run) -> None:
-    """Read one byte of every page."""
-    for address in range(run.start, run.end, PAGE):
-        kernel.peek(address, 1)
-
-
-def write_file(descriptor: int, run: Run, seed: int) -> None:
-    """Write the pattern of *seed*, by file offset, into a file."""
-    for offset in range(run.start, run.end, _CHUNK):
-        data = fill(offset, min(_CHUNK, run.end - offset), seed)
-        if os.pwrite(descriptor, data, offset) != len(data):
-            raise OSError(f"short write at {offset}")
-
-
-@dataclass
-class Room:
-    """Where one kind puts its mappings."""
-
-    kind: str
-    seed: int
-    directory: Path
-    size: int
-    next_address: int
-    children: list[int] = field(default_factory=list)
-
-    def take(self, length: int) -> int:
-        """The next free address, aligned for huge pages, with a gap behind the mapping."""
-        address = self.next_address
-        self.next_address = (address + length + 2 * _HUGE) // _HUGE * _HUGE
-        return address
-
-    def pages(self, mapping: Mapping, first: int, end: int) -> Run:
-        """Pages *first* to *end* of a mapping, as a run of addresses."""
-        return Run(mapping.run.start + first * PAGE, mapping.run.start + end * PAGE)
-
-    def map(
-        self,
-        length: int,
-        flags: Map,
-        prot: Prot = _RW,
-        descriptor: int = -1,
-        offset: int = 0,
-        huge: bool = False,
-    ) -> Mapping:
-        """Map *length* bytes, rounded up to pages."""
-        length = -(-length // PAGE) * PAGE
-        address = kernel.map_memory(self.take(length), length, prot, flags, descriptor, offset)
-        if not huge and not flags & Map.HUGETLB:
-            _refuse_huge_pages(address, length)
-        run = Run(address, address + length)
-        return Mapping(self.kind, run, perms_text(prot, bool(flags & Map.SHARED)), self.seed, offset=offset)
-
-    def write(self, mapping: Mapping, runs: Iterable[tuple[int, int]]) -> None:
-        """Write runs of pages, given by number, with this room's seed."""
-        for first, end in runs:
-            run = self.pages(mapping, first, end)
-            write_pattern(run, self.seed)
-            mapping.wrote(run, self.seed)
-            mapping.touched.append(run)
-
-    def write_all(self, mapping: Mapping) -> None:
-        """Write every page."""
-        self.write(mapping, [(0, (mapping.run.end - mapping.run.start) // PAGE)])
-
-    def touch(self, mapping: Mapping, first: int, end: int) -> None:
-        """Read one byte of each of some pages."""
-        run = self.pages(mapping, first, end)
-        touch_pages(run)
-        mapping.touched.append(run)
-
-    def file(self, name: bytes, data: Iterable[Run], length: int) -> tuple[int, bytes]:
-        """A new file of *length* bytes with the pattern over *data*; its descriptor and path."""
-        path = os.path.join(os.fsencode(self.directory), name)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        return self._filled(descriptor, data, length), path
-
-    def memfd(self, name: bytes, data: Iterable[Run], length: int, flags: int = 0) -> tuple[int, bytes]:
-        """A memfd of *length* bytes with the pattern over *data*; its descriptor and its path in maps."""
-        descriptor = os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC | flags)
-        return self._filled(descriptor, data, length), b"/memfd:" + name
-
-    def _filled(self, descriptor: int, data: Iterable[Run], length: int) -> int:
-        os.ftruncate(descriptor, length)
-        for run in data:
-            write_file(descriptor, run, self.seed)
-        return descriptor
-
-    def map_file(
-        self,
-        opened: tuple[int, bytes],
-        data: Iterable[Run],
-        length: int,
-        flags: Map = Map.PRIVATE,
-        prot: Prot = _RW,
-        offset: int = 0,
-        deleted: bool = False,
-    ) -> Mapping:
-        """Map a file whose *data* runs, by file offset, hold the pattern; closes the descriptor."""
-        descriptor, path = opened
-        try:
-            mapping = self.map(length, flags, prot, descriptor, offset)
-        finally:
-            os.close(descriptor)
-        mapping.path, mapping.deleted = path, deleted
-        for run in data:
-            first, end = max(run.start, offset), min(run.end, offset + length)
-            if first < end:
-                shift = mapping.run.start - offset
-                mapping.object_layers.append(Layer(Run(first + shift, end + shift), self.seed, first))
-        return mapping
-
-
-def _refuse_huge_pages(address: int, length: int) -> None:
-    with contextlib.suppress(OSError):  # EINVAL: the kernel has no huge pages, or this mapping cannot
-        kernel.advise(address, length, Advice.NOHUGEPAGE)
-
 
 Maker = Callable[[Room], Iterator[Mapping]]
 KINDS: dict[str, Maker] = {}
@@ -218,12 +87,6 @@ def _written_by_child(room: Room, stays: bool) -> Mapping:
         mapping.wrote(room.pages(mapping, first, end), room.seed)
     mapping.path, mapping.deleted = b"/dev/zero", True
     return mapping
-
-
-def wait_for_end() -> None:
-    """Block for good; the process ends by a signal, or with its parent."""
-    never, _end_kept_open = os.pipe()
-    os.read(never, 1)
 
 
 @kind("shared-anon-other")
@@ -278,7 +141,7 @@ def system_v(room: Room) -> Iterator[Mapping]:
     address = room.take(length)
     kernel.attach_system_v(address, length)
     mapping = Mapping(room.kind, Run(address, address + length), "rw-s", room.seed)
-    _refuse_huge_pages(address, length)
+    refuse_huge_pages(address, length)
     room.write(mapping, _RUNS)
     mapping.path, mapping.deleted = b"/SYSV00000000", True
     yield mapping
@@ -442,8 +305,8 @@ def guard(room: Room) -> Iterator[Mapping]:
 @kind("thp")
 def thp(room: Room) -> Iterator[Mapping]:
     """8 MiB that asked for huge pages, fully written; `huge_bytes` tells how much of it is huge."""
-    mapping = room.map(4 * _HUGE, _PRIVATE, huge=True)
-    kernel.advise(mapping.run.start, 4 * _HUGE, Advice.HUGEPAGE)
+    mapping = room.map(4 * HUGE, _PRIVATE, huge=True)
+    kernel.advise(mapping.run.start, 4 * HUGE, Advice.HUGEPAGE)
     room.write_all(mapping)
     mapping.huge_bytes = _smaps_bytes(mapping.run.start, "AnonHugePages")
     yield mapping
@@ -453,13 +316,13 @@ def thp(room: Room) -> Iterator[Mapping]:
 def hugetlb(room: Room) -> Iterator[Mapping]:
     """hugetlbfs memory, private and shared, two huge pages each, the first written; needs 4 of them."""
     for flags in (_PRIVATE, _SHARED):
-        mapping = room.map(2 * _HUGE, flags | Map.HUGETLB)
+        mapping = room.map(2 * HUGE, flags | Map.HUGETLB)
         mapping.path, mapping.deleted = b"/anon_hugepage", True
-        run = room.pages(mapping, 0, _HUGE // PAGE)
+        run = room.pages(mapping, 0, HUGE // PAGE)
         write_pattern(run, room.seed)
         mapping.wrote(run, room.seed)
         mapping.touched.append(run)
-        mapping.huge_bytes = _HUGE
+        mapping.huge_bytes = HUGE
         yield mapping
 
 

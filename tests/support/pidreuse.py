@@ -16,11 +16,12 @@ command and its arguments.
                                              "stdout", "stderr"}; status < 0 is a signal
     ["alive"]                                the pids inside
 
-A program that leaves a daemon behind may be finished: what the daemon writes later is not waited for.
-Orphans are reaped by pid 1 as they should be. All inside is killed when pid 1 ends, and pid 1 when whoever
-started the program does. Standard library only.
+What was started stays a zombie until it is ended or finished. A program that leaves a daemon behind may be
+finished: what the daemon writes later is not waited for. Orphans are reaped by pid 1 as they should be. All
+inside is killed when pid 1 ends, and pid 1 when whoever started the program does. Standard library only.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -76,19 +77,22 @@ def _read_until_end(pid: int, descriptor: int) -> bytes:
         os.close(ended)
 
 
+def _wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 class Init:
     """Pid 1 of the namespace."""
 
     def __init__(self) -> None:
         self._processes: dict[int, Inside] = {}
-        self._statuses: dict[int, int] = {}
 
     def obey(self, line: str) -> Answer:
         """Carry out one command."""
         name, *arguments = json.loads(line)
         command: Callable[..., Answer] = getattr(self, f"do_{name}")
         try:
-            self._reap(os.WNOHANG)
+            self._reap_orphans()
             return command(*arguments)
         except (OSError, TypeError, LookupError) as error:
             return {"error": f"{name}: {error!r}"}
@@ -135,7 +139,7 @@ class Init:
     def do_end(self, pid: int) -> Answer:
         """Kill a process; its pid is free afterwards."""
         os.kill(pid, signal.SIGKILL)
-        status = self._wait(pid)
+        status = _wait(pid)
         self._processes.pop(pid).close()
         return {"status": status}
 
@@ -143,7 +147,7 @@ class Init:
         """Let a process come to its end."""
         inside = self._processes[pid]
         inside.stdin.close()
-        stdout, status = _read_until_end(pid, inside.stdout.fileno()), self._wait(pid)
+        stdout, status = _read_until_end(pid, inside.stdout.fileno()), _wait(pid)
         inside.stderr.seek(0)
         answer: Answer = {"status": status, "stdout": os.fsdecode(stdout)}
         answer["stderr"] = os.fsdecode(inside.stderr.read())
@@ -154,19 +158,17 @@ class Init:
         """What runs in here."""
         return {"pids": sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())}
 
-    def _reap(self, options: int) -> bool:
-        try:
-            pid, status = os.waitpid(-1, options)
-        except ChildProcessError:
-            return False
-        if pid in self._processes:
-            self._statuses[pid] = os.waitstatus_to_exitcode(status)
-        return pid != 0 and (options == 0 or self._reap(options))
+    def _reap_orphans(self) -> None:
+        """Reap what others left to pid 1. What this started stays a zombie until `end` or `finish`."""
+        for stat in Path("/proc").glob("[1-9]*/stat"):
+            # What pid 1 does not reap itself may end between the listing and this.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                self._reap_orphan(stat)
 
-    def _wait(self, pid: int) -> int:
-        while pid not in self._statuses:
-            self._reap(0)
-        return self._statuses.pop(pid)
+    def _reap_orphan(self, stat: Path) -> None:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        if state == "Z" and parent == "1" and int(stat.parent.name) not in self._processes:
+            os.waitpid(int(stat.parent.name), 0)
 
 
 def be_init() -> None:

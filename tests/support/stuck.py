@@ -33,9 +33,9 @@ if not __package__:
 from support import kernel
 from support.describe import Mapping, Run
 from support.kernel import Map, Prot
-from support.kinds import write_pattern
 from support.lines import Answer, commands, memory_figures, obey, say
 from support.pattern import PAGE, fill
+from support.room import write_pattern
 
 ADDRESS = 0x2000_0000_0000
 RUN_PAGES = 16
