@@ -33,6 +33,7 @@ PREFERRED_READ_BYTES = 1 << 20
 """st_blksize: cp, cat and stdio read in pieces of this size, and so wait a 256th as often."""
 
 NAME_BYTES = 255
+_USER_XATTRS = b"user."
 _THREADS = 32
 _LISTED_TIMEOUT_S = 0.5
 _MOST_REMEMBERED = 4096
@@ -219,6 +220,9 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if not name.startswith(_USER_XATTRS):
+            # ls asks each file for an ACL and a label, but not again once it hears this.
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if name.startswith(XATTR_PREFIX):
             found = await self._ask(self._extended_attributes, inode)
             if name in found:

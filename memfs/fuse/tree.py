@@ -424,7 +424,7 @@ def _resident_by_region(space: AddressSpace, regions: Sequence[Region]) -> list[
     if not regions:
         return held
     at = 0
-    for run in Scanner().runs(space.pagemap, Span(regions[0].span.start, regions[-1].span.end)):
+    for run in space.pages(Span(regions[0].span.start, regions[-1].span.end), Scanner()):
         if not run.held:
             continue
         while regions[at].span.end <= run.span.start:

@@ -103,7 +103,7 @@ class LiveMemory(Source):
         # A reader that goes on in memory that is all there needs no scan for each piece of it.
         ahead = _SCAN_AHEAD_BYTES if part.start == self._dense_up_to else 0
         reach = Span(part.start, min(part.end + ahead, region.span.end))
-        runs = list(scanner.runs(self._space.pagemap, reach.page_aligned()))
+        runs = list(self._space.pages(reach.page_aligned(), scanner))
         first = runs[0] if runs else None
         if first is not None and first.held and first.span.start <= part.start and part.end <= first.span.end:
             self._touched_until = time.monotonic() + _TOUCHED_S
@@ -130,7 +130,7 @@ class LiveMemory(Source):
 
     def _add_private_file(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
         at = part.start
-        for run in scanner.runs(self._space.pagemap, part.page_aligned()):
+        for run in self._space.pages(part.page_aligned(), scanner):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             piece = run.span.clip(part)
@@ -153,25 +153,21 @@ class LiveMemory(Source):
             return
         to_file = region.mapping.offset - region.span.start
         file_end = os.fstat(fd).st_size - to_file
-        whole = part.clip(Span(part.start, file_end & -PAGE_BYTES))
-        if whole:
-            found.append(Piece(whole.size, fd, whole.start + to_file, cached=True))
-        rest = Span(max(whole.end, part.start), part.end)
-        if not rest:
-            return
         last_page = Span(file_end, file_end).page_aligned()
-        tail = rest.clip(last_page)
-        if tail:
-            if any(run.held for run in scanner.runs(self._space.pagemap, last_page, 1)):
-                found.append(self._memory(tail))
-            else:
-                held = tail.clip(Span(tail.start, file_end))
-                if held:
-                    found.append(Piece(held.size, fd, held.start + to_file, cached=True))
-                if held.end < tail.end:
-                    found.append(_zeros(tail.end - held.end))
-        if tail.end < rest.end:
-            raise unmapped(max(tail.end, rest.start))
+        at = min(part.end, max(part.start, last_page.start))
+        if at > part.start:
+            found.append(Piece(at - part.start, fd, part.start + to_file, cached=True))
+        tail = Span(at, min(part.end, max(at, last_page.end)))
+        if tail and any(run.held for run in self._space.pages(last_page, scanner, 1)):
+            found.append(self._memory(tail))
+        elif tail:
+            held_end = min(tail.end, max(tail.start, file_end))
+            if held_end > tail.start:
+                found.append(Piece(held_end - tail.start, fd, tail.start + to_file, cached=True))
+            if held_end < tail.end:
+                found.append(_zeros(tail.end - held_end))
+        if tail.end < part.end:
+            raise unmapped(tail.end)
 
     def _object(self, region: Region) -> int:
         """A descriptor of what *region* maps; -1 where it cannot be opened."""
@@ -276,7 +272,7 @@ class LiveMemory(Source):
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
         """By the page tables alone."""
         at = part.start
-        for run in scanner.runs(self._space.pagemap, part.page_aligned(), 2):
+        for run in self._space.pages(part.page_aligned(), scanner, 2):
             if run.span.start > at:
                 self._nothing(Span(at, run.span.start))
                 if not data:
@@ -292,7 +288,7 @@ class LiveMemory(Source):
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
         at = part.start
-        for run in scanner.runs(self._space.pagemap, part.page_aligned()):
+        for run in self._space.pages(part.page_aligned(), scanner):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))
@@ -314,16 +310,17 @@ def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
     What lies behind the end of the file cannot be read by anyone: it counts as a hole.
     """
     to_file = region.mapping.offset - region.span.start
+    begin = part.start + to_file
     try:
-        at = os.lseek(fd, part.start + to_file, os.SEEK_DATA if data else os.SEEK_HOLE)
+        at = os.lseek(fd, begin, os.SEEK_DATA if data else os.SEEK_HOLE)
     except OSError as error:
         if error.errno == errno.ENXIO:  # behind the end, or nothing but a hole up to it
             return part.end if data else part.start
         if error.errno != errno.EINVAL:  # hugetlbfs does not know holes
             raise
-        inside = part.start + to_file < os.fstat(fd).st_size
+        inside = begin < os.fstat(fd).st_size
         return part.start if data == inside else part.end
-    if not data:
+    if not data and at != begin:
         # The hole at the end of a file begins with the page behind its last byte.
         at = -(-at // PAGE_BYTES) * PAGE_BYTES
     return min(max(at - to_file, part.start), part.end)
@@ -331,4 +328,4 @@ def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
 
 def resident_bytes(space: AddressSpace, part: Span, scanner: Scanner) -> int:
     """How much of *part* is in memory or swapped out, as far as the page tables tell."""
-    return sum(run.span.size for run in scanner.runs(space.pagemap, part) if run.kind is not PageKind.EMPTY)
+    return sum(run.span.size for run in space.pages(part, scanner) if run.kind is not PageKind.EMPTY)

@@ -57,7 +57,9 @@ _PAGEMAP_SCAN = 0xC060_6610  # _IOWR('f', 16, struct pm_scan_arg)
 _SCAN_ARGUMENT = struct.Struct("=12Q")
 _WALK_END_OFFSET = 32
 _REGION = struct.Struct("=3Q")  # struct page_region
-_REGIONS_A_CALL = 512
+MOST_RUNS = 512
+"""The runs that one call to the kernel can return."""
+
 _FORMS = (
     int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO | _Category.GUARD),
     int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO),
@@ -90,7 +92,7 @@ class Scanner:
     """Asks for runs of pages. One for each thread: it owns the array that the kernel fills."""
 
     def __init__(self, *, use_scan: bool = True) -> None:
-        self._regions = (ctypes.c_uint64 * (3 * _REGIONS_A_CALL))()
+        self._regions = (ctypes.c_uint64 * (3 * MOST_RUNS))()
         self._regions_address = ctypes.addressof(self._regions)
         self._regions_view = memoryview(self._regions).cast("B")
         self._forms: tuple[int, ...] = _FORMS if use_scan else ()
@@ -100,7 +102,12 @@ class Scanner:
         """False where the kernel has no PAGEMAP_SCAN, as far as was seen."""
         return bool(self._forms)
 
-    def runs(self, pagemap: int, span: Span, limit: int = _REGIONS_A_CALL) -> Iterator[PageRun]:
+    @property
+    def knows_guards(self) -> bool:
+        """Whether guard regions are told apart, as far as was seen."""
+        return self._forms[:1] == _FORMS[:1]
+
+    def runs(self, pagemap: int, span: Span, limit: int = MOST_RUNS) -> Iterator[PageRun]:
         """The mapped pages in *span* (page-aligned), in order; what is not mapped is left out.
 
         *limit* is how many runs the caller is likely to take; asking for one stops the walk early.
@@ -123,7 +130,7 @@ class Scanner:
             argument = bytearray(
                 _SCAN_ARGUMENT.pack(
                     _SCAN_ARGUMENT.size, 0, at, span.end, 0, self._regions_address,
-                    min(limit, _REGIONS_A_CALL), 0, 0, 0, 0, wanted,
+                    min(limit, MOST_RUNS), 0, 0, 0, 0, wanted,
                 )
             )  # fmt: skip
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
@@ -144,7 +151,8 @@ class Scanner:
 
 
 _ENTRY_BYTES = 8
-_ENTRIES_A_READ = 1 << 16
+_ENTRIES_A_READ = 1 << 12
+_NO_ENTRIES = bytes(_ENTRY_BYTES * _ENTRIES_A_READ)
 
 
 def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
@@ -154,12 +162,27 @@ def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
     counts as UNTOUCHED.
     """
     run: PageRun | None = None
+    for piece, kind in _entry_kinds(pagemap, span):
+        if run is not None and run.kind == kind:
+            run = PageRun(Span(run.span.start, piece.end), kind)
+        else:
+            if run is not None:
+                yield run
+            run = PageRun(piece, kind)
+    if run is not None:
+        yield run
+
+
+def _entry_kinds(pagemap: int, span: Span) -> Iterator[tuple[Span, PageKind]]:
     at = span.start
     while at < span.end:
         wanted = min((span.end - at) // PAGE_BYTES, _ENTRIES_A_READ)
         entries = os.pread(pagemap, wanted * _ENTRY_BYTES, at // PAGE_BYTES * _ENTRY_BYTES)
         if not entries:
-            break
+            return
+        if entries == _NO_ENTRIES[: len(entries)]:
+            yield Span(at, at := at + len(entries) // _ENTRY_BYTES * PAGE_BYTES), PageKind.UNTOUCHED
+            continue
         for (entry,) in struct.iter_unpack("=Q", entries):
             if not entry & _ENTRY_KNOWN:
                 kind = PageKind.UNTOUCHED
@@ -167,12 +190,4 @@ def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
                 kind = PageKind.EMPTY
             else:
                 kind = PageKind.FILE if entry & _ENTRY_FILE else PageKind.OWN
-            if run is not None and run.kind == kind:
-                run = PageRun(Span(run.span.start, at + PAGE_BYTES), kind)
-            else:
-                if run is not None:
-                    yield run
-                run = PageRun(Span(at, at + PAGE_BYTES), kind)
-            at += PAGE_BYTES
-    if run is not None:
-        yield run
+            yield Span(at, at := at + PAGE_BYTES), kind

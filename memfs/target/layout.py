@@ -82,8 +82,7 @@ def safe_name(name: bytes) -> bytes:
 
 def label_of(mapping: Mapping) -> bytes:
     """What stands behind START-END_PERMS in the name of the mapping's file."""
-    # maps prints a newline as \\012, the query as it is: a label must be the same from both.
-    path = mapping.path.replace(b"\\012", b"\n").removesuffix(_DELETED)
+    path = mapping.path.removesuffix(_DELETED)
     if not path:
         return b"anon"
     if path.startswith(b"["):

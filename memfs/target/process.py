@@ -22,6 +22,7 @@ import attrs
 
 from memfs.errors import AccessDenied, MemfsError, RangeUnmapped, TargetExited, TargetReplaced
 from memfs.linux import procfs
+from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import read_process
@@ -85,7 +86,6 @@ class AddressSpace:
 
     Attributes:
         mem: descriptor of ``/proc/PID/mem``; -1 where it was opened without memory.
-        pagemap: descriptor of ``/proc/PID/pagemap``.
     """
 
     def __init__(self, identity: Identity, flags: VmaFlagsCache, *, memory: bool) -> None:
@@ -98,7 +98,7 @@ class AddressSpace:
         self.identity = identity
         self._flags = flags
         self._queries = True
-        self.mem = self.pagemap = self._maps = -1
+        self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
         try:
             self._open_all(memory)
@@ -112,7 +112,7 @@ class AddressSpace:
         before = self._process.ensure_same()
         while True:
             self._maps = self._open("maps")
-            self.pagemap = self._open("pagemap")
+            self._pagemap = self._open("pagemap")
             if memory:
                 self.mem = self._open("mem")
             after = self._process.ensure_same()
@@ -138,8 +138,8 @@ class AddressSpace:
         self._process.close()
 
     def _close_files(self) -> None:
-        held = (self.mem, self.pagemap, self._maps)
-        self.mem = self.pagemap = self._maps = -1
+        held = (self.mem, self._pagemap, self._maps)
+        self.mem = self._pagemap = self._maps = -1
         for fd in held:
             if fd >= 0:
                 os.close(fd)
@@ -174,11 +174,17 @@ class AddressSpace:
 
     def layout(self) -> Layout:
         """All that is mapped now."""
-        return self._classify(procfs.parse_maps(self.maps_text()))
+        return self._classify(tuple(map(self._with_exact_path, procfs.parse_maps(self.maps_text()))))
 
     def layout_over(self, span: Span) -> Layout:
         """What is mapped now in *span* and meets it; cheap where the process has many VMAs."""
         return self._classify(tuple(self.mappings_over(span, paths=True)))
+
+    def _with_exact_path(self, mapping: Mapping) -> Mapping:
+        """The text prints a newline as ``\\012``, and so does it print those four bytes: ask which it is."""
+        if b"\n" not in mapping.path:
+            return mapping
+        return next(self.mappings_over(mapping.span, paths=True), mapping)
 
     def _classify(self, mappings: tuple[Mapping, ...]) -> Layout:
         devices = tuple(m.span.start for m in mappings if may_be_device(m))
@@ -259,6 +265,17 @@ class AddressSpace:
                 return
             yield mapping
             at = mapping.span.end
+
+    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+        """What the page tables know of *span* now, see :meth:`Scanner.runs`.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+        try:
+            yield from scanner.runs(self._pagemap, span, limit)
+        except ProcessLookupError:
+            raise self.gone() from None
 
     def read_waiting(self, address: int, view: memoryview) -> int:
         """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
