@@ -19,8 +19,10 @@ from memfs.fuse.reader import DataPlane
 from memfs.fuse.switch import Switch
 from memfs.fuse.tree import Tree
 from memfs.image.source import MAX_READ_BYTES
+from memfs.linux.mountinfo import mount_on
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
+from memfs.target.layout import Device
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,16 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
     """
     _allow_many_files()
     handles = Handles()
-    _mount(Operations(Tree(), handles), mountpoint)
+    tree = Tree()
+    _mount(Operations(tree, handles), mountpoint)
     unmount = True
     try:
+        mount = mount_on(mountpoint)
+        if mount is None:
+            raise CannotMount(f"{mountpoint} was unmounted at once")
+        tree.own_device = mount.device
         mounted()
-        unmount = trio.run(_serve_planes, mountpoint, handles, options)
+        unmount = trio.run(_serve_planes, mount.device, handles, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
@@ -69,7 +76,7 @@ def _mount(operations: Operations, mountpoint: Path) -> None:
         os.close(caught)
 
 
-async def _serve_planes(mountpoint: Path, handles: Handles, options: MountOptions) -> bool:
+async def _serve_planes(device: Device, handles: Handles, options: MountOptions) -> bool:
     """Run both planes; returns whether the mount still stands."""
     token = trio.lowlevel.current_trio_token()
     unmounted = False
@@ -88,7 +95,7 @@ async def _serve_planes(mountpoint: Path, handles: Handles, options: MountOption
     with contextlib.ExitStack() as stack:
         if latency is not None:
             stack.callback(latency.release)
-        switch = Switch()
+        switch = Switch(on_ready=lambda: _raise_readahead(device))
         plane = DataPlane(
             switch, handles, splice=_usable(options.splice), latency=latency, on_end=end_from_thread
         )
@@ -96,22 +103,15 @@ async def _serve_planes(mountpoint: Path, handles: Handles, options: MountOption
         plane.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal)
-            nursery.start_soon(_raise_readahead, mountpoint)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
     return not unmounted
 
 
-async def _raise_readahead(mountpoint: Path) -> None:
+def _raise_readahead(device: Device) -> None:
     """Let the kernel read ahead as much as one READ can carry; it begins with 128 KiB."""
-
-    def write() -> None:
-        device = os.stat(mountpoint).st_dev  # answered once INIT is, which sets the old value
-        path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-        path.write_text(f"{MAX_READ_BYTES >> 10}\n")
-
     try:
-        await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+        Path(f"/sys/class/bdi/{device[0]}:{device[1]}/read_ahead_kb").write_text(f"{MAX_READ_BYTES >> 10}\n")
     except OSError as error:
         log.debug("readahead stays as it is: %s", error)
 

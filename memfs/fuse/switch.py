@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from memfs.errors import MemfsError
 from memfs.fuse import frames
@@ -49,7 +50,9 @@ class Switch:
         device: the real /dev/fuse, for the data plane to read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_ready: Callable[[], None]) -> None:
+        """Take the device over; *on_ready* is called from a thread when INIT has been answered."""
+        self._on_ready = on_ready
         session = find_session_descriptor()
         self.device = os.dup(session)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,11 +80,14 @@ class Switch:
         view = memoryview(buffer)
         while size := self._ours.recv_into(buffer):
             reply = view[:size]
-            if self._init_unique and frames.unique_of_reply(reply) == self._init_unique:
-                self._init_unique = 0
-                reply = memoryview(frames.amend_init_reply(reply.tobytes(), self._offered))
+            is_init = self._init_unique and frames.unique_of_reply(reply) == self._init_unique
             try:
-                self.reply(reply)
+                if is_init:
+                    self._init_unique = 0
+                    self.reply(frames.amend_init_reply(reply.tobytes(), self._offered))
+                    self._on_ready()
+                else:
+                    self.reply(reply)
             except OSError as error:
                 log.error("the kernel refused a reply of libfuse: %s", error)
 

@@ -26,7 +26,7 @@ from memfs.linux import procfs
 from memfs.linux.pagemap import Scanner
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.identity import Identity, describe
-from memfs.target.layout import Kind, Region, name_of, safe_name, start_of
+from memfs.target.layout import Device, Kind, Region, name_of, safe_name, start_of
 from memfs.target.process import AddressSpace, VmaFlagsCache
 
 _BLOCK_BYTES = 512
@@ -94,9 +94,14 @@ class _Owner:
 
 
 class Tree:
-    """The tree of all processes that /proc shows."""
+    """The tree of all processes that /proc shows.
+
+    Attributes:
+        own_device: that of the mount which shows the tree; None as long as there is none.
+    """
 
     def __init__(self) -> None:
+        self.own_device: Device | None = None
         self.inodes = Inodes(_living)
         self._flags = VmaFlagsCache()
         self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -348,7 +353,7 @@ class Tree:
 
     def _space(self, identity: Identity, *, memory: bool = False) -> AddressSpace:
         try:
-            return AddressSpace(identity, self._flags, memory=memory)
+            return AddressSpace(identity, self._flags, memory=memory, own_device=self.own_device)
         except TargetExited as error:
             # Nothing is open yet: for who comes by name, a process that has ended is not there.
             raise NoSuchEntry(error.sentence) from None

@@ -328,4 +328,4 @@ def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
 
 def resident_bytes(space: AddressSpace, part: Span, scanner: Scanner) -> int:
     """How much of *part* is in memory or swapped out, as far as the page tables tell."""
-    return sum(run.span.size for run in space.pages(part, scanner) if run.kind is not PageKind.EMPTY)
+    return sum(run.span.size for run in space.pages(part, scanner) if run.held)

@@ -17,16 +17,18 @@ class Mount:
         fs_type: with the subtype: ``fuse.memfs``.
         source: what the type says it is of.
         owner: the uid that mounted it, where the file system tells (FUSE does); else None.
+        device: major and minor number, which maps names for files of this mount.
     """
 
     mountpoint: bytes
     fs_type: bytes
     source: bytes
     owner: int | None
+    device: tuple[int, int]
 
 
 _LINE = re.compile(
-    rb"^\d+ \d+ \d+:\d+ [^ \n]* ([^ \n]*) [^ \n]*(?: (?!- )[^ \n]*)* - ([^ \n]*) ([^ \n]*) ([^ \n]*)$",
+    rb"^\d+ \d+ (\d+):(\d+) [^ \n]* ([^ \n]*) [^ \n]*(?: (?!- )[^ \n]*)* - ([^ \n]*) ([^ \n]*) ([^ \n]*)$",
     re.MULTILINE,
 )
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -40,7 +42,7 @@ def _unescape(field: bytes) -> bytes:
 def parse_mountinfo(text: bytes) -> list[Mount]:
     """The mounts of a mountinfo text, the last one on a path being the one that shows."""
     mounts = []
-    for mountpoint, fs_type, source, options in _LINE.findall(text):
+    for major, minor, mountpoint, fs_type, source, options in _LINE.findall(text):
         owner = _USER_ID.search(options)
         mounts.append(
             Mount(
@@ -48,6 +50,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 _unescape(fs_type),
                 _unescape(source),
                 int(owner[1]) if owner else None,
+                (int(major), int(minor)),
             )
         )
     return mounts

@@ -14,6 +14,9 @@ import attrs
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import Span
 
+Device = tuple[int, int]
+"""Major and minor number."""
+
 
 class Kind(enum.Enum):
     """Where the bytes of a mapping are."""
@@ -27,7 +30,7 @@ class Kind(enum.Enum):
     OPAQUE = enum.auto()
     """Wherever the kernel finds them: to be had through the address space only (vDSO, devices)."""
     UNREADABLE = enum.auto()
-    """No one can read them: vvar, vsyscall, I/O and PFN mappings, secretmem."""
+    """No one can read them: vvar, vsyscall, I/O and PFN mappings, secretmem; nor we our own mount."""
 
 
 USER_END = 1 << 56
@@ -52,9 +55,15 @@ def may_be_device(mapping: Mapping) -> bool:
     )
 
 
-def kind_of(mapping: Mapping, flags: frozenset[bytes]) -> Kind:
-    """The kind of *mapping*. *flags* are those of smaps, needed where :func:`may_be_device`."""
+def kind_of(mapping: Mapping, flags: frozenset[bytes], own_device: Device | None = None) -> Kind:
+    """The kind of *mapping*. *flags* are those of smaps, needed where :func:`may_be_device`.
+
+    A file of the mount itself, on *own_device*, can be mapped like any other; but we could read it
+    only by asking ourselves, and wait for our own answer.
+    """
     path = mapping.path
+    if mapping.inode and mapping.device == own_device:
+        return Kind.UNREADABLE
     if path.startswith(_NEVER_READABLE) or flags & _DEVICE_FLAGS or mapping.span.end > USER_END:
         return Kind.UNREADABLE
     if path == b"[vdso]" or may_be_device(mapping):
@@ -160,12 +169,14 @@ class Layout:
             at += 1
 
 
-def make_layout(mappings: tuple[Mapping, ...], flags: ReadOnlyDict[int, MemoryUse]) -> Layout:
+def make_layout(
+    mappings: tuple[Mapping, ...], flags: ReadOnlyDict[int, MemoryUse], own_device: Device | None = None
+) -> Layout:
     """The layout of *mappings*; *flags* has an entry by start address for each possible device."""
     nothing: frozenset[bytes] = frozenset()
     return Layout(
         tuple(
-            Region(m, kind_of(m, use.flags if (use := flags.get(m.span.start)) else nothing))
+            Region(m, kind_of(m, use.flags if (use := flags.get(m.span.start)) else nothing, own_device))
             for m in mappings
         )
     )

@@ -28,7 +28,7 @@ from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
-from memfs.target.layout import USER_END, Layout, Region, make_layout, may_be_device
+from memfs.target.layout import USER_END, Device, Layout, Region, make_layout, may_be_device
 
 
 @attrs.frozen
@@ -88,8 +88,12 @@ class AddressSpace:
         mem: descriptor of ``/proc/PID/mem``; -1 where it was opened without memory.
     """
 
-    def __init__(self, identity: Identity, flags: VmaFlagsCache, *, memory: bool) -> None:
+    def __init__(
+        self, identity: Identity, flags: VmaFlagsCache, *, memory: bool, own_device: Device | None = None
+    ) -> None:
         """Open the address space that *identity* has now; with *memory*, to read its bytes too.
+
+        What it maps of the file system on *own_device*, which is ours, is left alone.
 
         Raises:
             TargetExited: the process has ended.
@@ -97,6 +101,7 @@ class AddressSpace:
         """
         self.identity = identity
         self._flags = flags
+        self._own_device = own_device
         self._queries = True
         self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
@@ -167,10 +172,10 @@ class AddressSpace:
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
-        text = procfs.read_whole(self._maps)
-        if not text:
-            raise self.gone()
-        return text
+        with contextlib.suppress(ProcessLookupError):
+            if text := procfs.read_whole(self._maps):
+                return text
+        raise self.gone()
 
     def layout(self) -> Layout:
         """All that is mapped now."""
@@ -191,7 +196,7 @@ class AddressSpace:
         uses: ReadOnlyDict[int, MemoryUse] = {}
         if devices:
             uses = self._read_flags(devices).uses
-        return make_layout(mappings, uses)
+        return make_layout(mappings, uses, self._own_device)
 
     def region_at(self, address: int) -> Region | None:
         """The region that covers *address* now."""
@@ -280,8 +285,7 @@ class AddressSpace:
     def read_waiting(self, address: int, view: memoryview) -> int:
         """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
 
-        process_vm_readv follows the pid. So before a byte of it is believed, the process must be the
-        same one still, must not have exec'ed, and this mm must be alive.
+        process_vm_readv follows the pid, so it is asked afterwards whose memory it was.
 
         Raises:
             TargetExited, TargetReplaced: it may have been another program's memory.
@@ -293,9 +297,7 @@ class AddressSpace:
             if error.errno not in (errno.EFAULT, errno.ESRCH):
                 raise
             copied = 0
-        next(self.mappings_over(Span(address, address + 1)), None)
-        if not self._process.ensure_same().same_program(self._stat):
-            raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
+        self._ensure_same_program()
         if not copied:
             raise unmapped(address)
         return copied
@@ -313,11 +315,25 @@ class AddressSpace:
         for path, device in ((map_files, None), (mapping.path, mapping.device)):
             with contextlib.suppress(OSError, ValueError):
                 fd = _open_object(path, mapping.inode, device)
-                # map_files goes by the pid: it was ours if the mm is still alive now.
-                if next(self.mappings_over(mapping.span), None) is not None:
-                    return fd
-                os.close(fd)
+                try:
+                    self._ensure_same_program()
+                except BaseException:
+                    os.close(fd)
+                    raise
+                return fd
         raise FileNotFoundError(errno.ENOENT, "the mapped object cannot be opened", mapping.path)
+
+    def _ensure_same_program(self) -> None:
+        """Make sure that what was just done by the pid was done to this mm.
+
+        A mm that lives is no proof of that: it outlives the exec if another process shares it.
+
+        Raises:
+            TargetExited, TargetReplaced: it may have been done to another program.
+        """
+        next(self.mappings_over(Span(0, 1)), None)
+        if not self._process.ensure_same().same_program(self._stat):
+            raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
 
 
 def _open_object(path: bytes, inode: int, device: tuple[int, int] | None) -> int:
