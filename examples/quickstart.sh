@@ -31,7 +31,10 @@ mounted() {
 }
 
 unmount_by_force() {
-    $sudo "$memfs" umount "$work/mnt" || $sudo umount --lazy "$work/mnt" || fusermount3 -u -z "$work/mnt"
+    $sudo "$memfs" umount "$work/mnt" || :
+    if mounted; then
+        $sudo umount --lazy "$work/mnt" || fusermount3 -u -z "$work/mnt" || :
+    fi
 }
 
 clean_up() {
@@ -41,12 +44,23 @@ clean_up() {
         wait "$pid" 2>/dev/null || :
     fi
     [ -n "$work" ] || return 0
-    if mounted; then
-        unmount_by_force || :
-    fi
     $sudo rm -f "$work/heap.copy"
     rm -f "$work/ready"
-    rmdir "$work/mnt" "$work"
+    remove_mountpoint
+    rmdir "$work"
+}
+
+# memfs mount, when interrupted, may leave a daemon that mounts a moment later, and then ends.
+remove_mountpoint() {
+    for _ in 1 2 3 4 5; do
+        if mounted; then
+            unmount_by_force
+        fi
+        if [ ! -d "$work/mnt" ] || rmdir "$work/mnt"; then
+            return
+        fi
+        sleep 1
+    done
 }
 
 trap clean_up EXIT

@@ -15,15 +15,6 @@ fail() {
     exit "$1"
 }
 
-# The tests mount as root and as a second user. Bytecode written by root would be in its owner's way.
-pytest_as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        pytest "$@"
-    else
-        sudo env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 pytest "$@"
-    fi
-}
-
 sh tools/setup.sh test
 PATH=$(pwd -P)/.venv/bin:$PATH
 export PATH
@@ -32,6 +23,11 @@ check ruff check
 check ruff format --check
 check mypy
 check lint-imports
-check pytest_as_root "$@"
+# The tests mount as root and as a second user; bytecode written by root would be in its owner's way.
+if [ "$(id -u)" -eq 0 ]; then
+    check pytest "$@"
+else
+    check sudo env PATH="$PATH" PYTHONDONTWRITEBYTECODE=1 pytest "$@"
+fi
 
 echo "tests/run.sh: every check passed"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv, with memfs in it, and installs the packages that this needs and that are missing.
 # Usage: sh tools/setup.sh [run|test]
-# With nothing missing it changes nothing, needs no network and no root.
+# With nothing missing it changes nothing and needs neither network nor root.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -111,6 +111,12 @@ install_packages() {
     [ -z "$packages" ] || die "still missing after the installation: $packages"
 }
 
+# fusermount3 unmounts what /etc/mtab names. systemd makes that link at boot; a bare debootstrap has none.
+make_mtab() {
+    [ -e /etc/mtab ] || as_root ln -s ../proc/self/mounts /etc/mtab ||
+        die "cannot make /etc/mtab; as root: ln -s ../proc/self/mounts /etc/mtab"
+}
+
 newer_than_stamp() {
     [ -n "$(find "$@" -name __pycache__ -prune -o -newer "$stamp" -type f -print)" ]
 }
@@ -160,4 +166,5 @@ cd "$root"
 [ -c /dev/fuse ] || die "no /dev/fuse: run 'modprobe fuse', or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
 choose_python
 install_packages
+make_mtab
 make_venv

@@ -5,10 +5,14 @@ import os
 import select
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from memfs.errors import CannotMount
+
+if TYPE_CHECKING:
+    from memfs.linux.mountinfo import Mount
 
 
 @click.command("umount")
@@ -26,17 +30,23 @@ def command(mountpoint: Path) -> None:
             f"{mountpoint} was mounted by uid {mount.owner}", "unmount it as that user or as root"
         )
     if is_answered(mountpoint):
-        _end_daemon(mountpoint)
+        _end_daemon(mount, mountpoint)
     # The daemon unmounts when it ends; one that was killed could not.
     with contextlib.suppress(CannotMount):
         our_mount(mountpoint)
         detach(mountpoint)
 
 
-def _end_daemon(mountpoint: Path) -> None:
+def _end_daemon(mount: "Mount", mountpoint: Path) -> None:
     from memfs.fuse.names import DAEMON_XATTR
+    from memfs.linux.fusefd import find_server
 
-    pid = int(os.getxattr(mountpoint, DAEMON_XATTR))
+    try:
+        pid: int | None = int(os.getxattr(mountpoint, DAEMON_XATTR))
+    except OSError:  # it is another user's: root may unmount it, and not look into it
+        pid = find_server(mount.device)
+    if pid is None:
+        return
     with contextlib.suppress(ProcessLookupError):
         daemon = os.pidfd_open(pid)
         try:

@@ -11,10 +11,12 @@ from typing import NamedTuple
 class Opcode(enum.IntEnum):
     """``enum fuse_opcode``."""
 
+    FORGET = 2
     READ = 15
     INIT = 26
     READDIR = 28
     INTERRUPT = 36
+    BATCH_FORGET = 42
     READDIRPLUS = 44
     LSEEK = 46
 

@@ -128,9 +128,6 @@ class Operations(pyfuse3.Operations):
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._ask(self._tree.read_link, self._tree.inodes.node_of(inode), ctx.pid)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing to do: inode numbers are worked out, not remembered."""
-
     @_translated
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         if mode & os.W_OK:

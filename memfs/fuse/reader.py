@@ -105,7 +105,7 @@ class DataPlane:
         return server
 
     def _watch(self) -> None:
-        quiet_ticks = 0
+        quiet_ticks = total = 0
         seen = (self.leader, 0)
         while True:
             if self.watch_sleeps:
@@ -114,19 +114,23 @@ class DataPlane:
             time.sleep(_TICK_S)
             leader = self.leader
             now = (leader, leader.requests)
-            came = now[1] - seen[1] if now[0] is seen[0] else _BUSY_REQUESTS
-            if came == 0 and leader.busy:
+            if leader.busy and now == seen:
                 self._replace_leader()
-            quiet_ticks = 0 if came >= _BUSY_REQUESTS else quiet_ticks + 1
             seen = now
-            if not quiet_ticks:
+            before, total = total, sum(server.requests for server in list(self._servers))
+            if total - before >= _BUSY_REQUESTS:
+                quiet_ticks = 0
                 self._keep_awake()
-            elif quiet_ticks >= _QUIET_TICKS:
+                continue
+            quiet_ticks += 1
+            if quiet_ticks >= _QUIET_TICKS:
+                quiet_ticks = 0
                 if self._latency is not None:
                     self._latency.release()
-                quiet_ticks = 0
-                # A request that comes before this line is seen in the next round, one after it wakes us.
-                self.watch_sleeps = not leader.busy and leader.requests == seen[1]
+                self.watch_sleeps = True
+                # A request may have come while this was being decided: then no one will wake us for it.
+                if leader.busy or leader is not self.leader or leader.requests != seen[1]:
+                    self.watch_sleeps = False
 
     def _keep_awake(self) -> None:
         if self._latency is not None:
@@ -212,7 +216,11 @@ class _Server:
                 self.requests += 1
                 if plane.watch_sleeps:
                     plane.wake_watch()
-                self._answer(self._frame[:length])
+                try:
+                    self._answer(self._frame[:length])
+                except Exception:
+                    # Without this thread the whole mount would stand still.
+                    log.exception("a request was lost")
             if not plane.park(self):
                 self._workspace.close()
                 return
@@ -226,7 +234,9 @@ class _Server:
         elif opcode == _LSEEK:
             seek = frames.parse_seek(frame)
             self._serve(head.unique, seek.handle, self._seek, seek.offset, seek.whence)
-        elif opcode != _INTERRUPT or not self._plane.interrupt(frames.parse_interrupt(frame)):
+        elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
+            return
+        elif opcode not in _FORGETS:
             self._plane.switch.forward(head, frame)
 
     def _serve(
@@ -296,3 +306,5 @@ class _Server:
 _READ = int(frames.Opcode.READ)
 _LSEEK = int(frames.Opcode.LSEEK)
 _INTERRUPT = int(frames.Opcode.INTERRUPT)
+_FORGETS = (int(frames.Opcode.FORGET), int(frames.Opcode.BATCH_FORGET))
+"""They want no answer, and nothing is remembered; a batch may be longer than a message can be."""

@@ -1,0 +1,21 @@
+"""Processes that hold a mapping of every kind, started once for the tests of a module."""
+
+from collections.abc import Iterator
+
+import pytest
+from process.reading import hold_everything
+from support.target import Target
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Every kind. Read it through memfs only: /proc/PID/mem would touch its pages."""
+    with hold_everything(tmp_path_factory.mktemp("everything")) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Another process with every kind, which may be read through /proc/PID/mem."""
+    with hold_everything(tmp_path_factory.mktemp("compared")) as target:
+        yield target

@@ -1,0 +1,59 @@
+"""Access that is denied is an error that names the cause and the mend."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from memfs.errors import AccessDenied
+from memfs.fuse.inodes import Name, ProcessNode
+from memfs.fuse.tree import Tree
+from memfs.target.access import may_trace_all
+from memfs.target.identity import identify
+from memfs.target.process import AddressSpace, VmaFlagsCache
+
+NOBODY = 65534
+
+
+@contextmanager
+def being(uid: int) -> Iterator[None]:
+    """Do as user *uid*, without root's capabilities."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_process_of_another_user_may_not_be_read_and_the_error_says_what_to_do() -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:
+        identity = identify(child.pid)
+        AddressSpace(identity, VmaFlagsCache(), memory=True).close()
+        before = len(os.listdir("/proc/self/fd"))
+        with being(NOBODY):
+            assert not may_trace_all()
+            with pytest.raises(AccessDenied) as denied:
+                AddressSpace(identity, VmaFlagsCache(), memory=True)
+            tree = Tree()
+            assert tree.attributes(ProcessNode(identity, Name.PROCESS)).uid == 0
+            for question in (tree.open, tree.attributes):
+                with pytest.raises(AccessDenied):
+                    question(ProcessNode(identity, Name.MEM))
+            with pytest.raises(AccessDenied):
+                tree.list(ProcessNode(identity, Name.VMAS))
+        assert "uid 0" in denied.value.sentence
+        assert "root" in denied.value.hint
+        assert len(os.listdir("/proc/self/fd")) == before
+        child.communicate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_one_s_own_process_may_be_read_without_root() -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, user=NOBODY, group=os.getegid()) as child:
+        identity = identify(child.pid)
+        with being(NOBODY), AddressSpace(identity, VmaFlagsCache(), memory=True) as space:
+            assert space.heap() is not None
+        child.communicate()

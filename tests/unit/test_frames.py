@@ -1,0 +1,112 @@
+"""FUSE frames: bytes from the device are a value or a FrameError, and replies are as fuse.h lays them out."""
+
+import contextlib
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfs.fuse import frames
+from memfs.fuse.frames import FrameError, InitFlag
+
+U32 = st.integers(0, (1 << 32) - 1)
+U64 = st.integers(0, (1 << 64) - 1)
+PARSERS = (
+    frames.parse_head,
+    frames.parse_read,
+    frames.parse_seek,
+    frames.parse_interrupt,
+    frames.parse_init,
+)
+DIRECT_IO_ALLOW_MMAP = 1 << 36
+AUTO_INVAL_DATA = 1 << 12
+
+
+def request(opcode: int, unique: int, body: bytes) -> memoryview:
+    """struct fuse_in_header and a body."""
+    head = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 1, 0, 0, 1, 0, 0)
+    return memoryview(bytearray(head + body))
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(st.binary(max_size=160))
+def test_any_bytes_are_a_value_or_a_frame_error(parse: Callable[[memoryview], object], data: bytes) -> None:
+    with contextlib.suppress(FrameError):
+        assert parse(memoryview(data)) is not None
+
+
+@given(st.binary(max_size=160), U32)
+def test_any_list_request_is_limited_or_a_frame_error(data: bytes, limit: int) -> None:
+    frame = bytearray(data)
+    with contextlib.suppress(FrameError):
+        frames.limit_read_size(memoryview(frame), limit)
+        assert struct.unpack_from("<I", frame, 56)[0] <= limit
+    assert frame[:56] + frame[60:] == data[:56] + data[60:]
+
+
+@given(U32, U64, U64, U64, U32)
+def test_a_read_request_is_read(opcode: int, unique: int, handle: int, offset: int, size: int) -> None:
+    frame = request(opcode, unique, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))
+    assert frames.parse_head(frame) == (len(frame), opcode, unique)
+    assert frames.parse_read(frame) == (handle, offset, size)
+
+
+@given(U64, U64, U32)
+def test_a_seek_request_is_read(handle: int, offset: int, whence: int) -> None:
+    frame = request(46, 1, struct.pack("<QQII", handle, offset, whence, 0))
+    assert frames.parse_seek(frame) == (handle, offset, whence)
+
+
+@given(U64)
+def test_an_interrupt_names_the_request_it_ends(unique: int) -> None:
+    assert frames.parse_interrupt(request(36, 2, struct.pack("<Q", unique))) == unique
+
+
+def test_a_frame_that_lies_about_its_length_is_refused() -> None:
+    frame = request(15, 1, b"x" * 40)
+    for cut in (39, len(frame) - 1):
+        with pytest.raises(FrameError):
+            frames.parse_head(frame[:cut])
+
+
+@given(U32, U64, U64)
+def test_replies_are_laid_out_as_the_kernel_reads_them(size: int, unique: int, offset: int) -> None:
+    into = bytearray(24)
+    frames.pack_reply_head(memoryview(into), 4, unique, size % (1 << 20))
+    assert into == bytes(4) + struct.pack("<IiQ", 16 + size % (1 << 20), 0, unique) + bytes(4)
+    assert frames.error_reply(unique, 5) == struct.pack("<IiQ", 16, -5, unique)
+    assert frames.seek_reply(unique, offset) == struct.pack("<IiQQ", 24, 0, unique, offset)
+    assert frames.unique_of_reply(memoryview(into)[4:]) == unique
+
+
+@given(U32, U32)
+def test_init_offers_both_words_of_flags_where_the_second_counts(low: int, high: int) -> None:
+    offered = frames.parse_init(request(26, 1, struct.pack("<5I", 7, 45, 1 << 20, low, high) + bytes(44)))
+    assert offered == (low | high << 32 if low & InitFlag.INIT_EXT else low)
+    assert frames.parse_init(request(26, 1, struct.pack("<4I", 7, 31, 1 << 20, low))) == low
+
+
+def init_reply(flags: int, flags2: int) -> bytes:
+    """struct fuse_out_header and the 64 bytes of struct fuse_init_out."""
+    fields = (7, 45, 1 << 20, flags, 12, 9, 1 << 20, 1, 256, 0, flags2)
+    return struct.pack("<IiQ", 80, 0, 1) + struct.pack("<4IHHIIHHI", *fields) + bytes(28)
+
+
+@given(U32, U32, st.integers(0, (1 << 64) - 1))
+def test_the_init_reply_accepts_what_the_kernel_offered_and_no_cache_that_mtime_empties(
+    flags: int, flags2: int, offered: int
+) -> None:
+    reply = init_reply(flags, flags2)
+    amended = frames.amend_init_reply(reply, offered)
+    flags &= ~AUTO_INVAL_DATA
+    if offered & DIRECT_IO_ALLOW_MMAP:
+        assert amended == init_reply(flags | 1 << 30, flags2 | 1 << 4)
+    else:
+        assert amended == init_reply(flags, flags2)
+
+
+def test_a_refusal_of_init_stays_as_it_is() -> None:
+    refusal = struct.pack("<IiQ", 16, -71, 1)
+    assert frames.amend_init_reply(refusal, DIRECT_IO_ALLOW_MMAP) == refusal

@@ -1,0 +1,43 @@
+"""How a command reads is learnt from what it did, and only from enough of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfs.fuse.habits import SMALL_READ_BYTES, ReadCounter, ReadHabits
+
+MANY = 100
+
+
+def read_by(sizes: list[int], *, uses_cache: bool = False) -> ReadCounter:
+    """What the counter says of a program ``prog`` that read *sizes*."""
+    counter = ReadCounter(b"prog", uses_cache=uses_cache)
+    for size in sizes:
+        counter.note(size)
+    return counter
+
+
+@given(st.integers(1, 1 << 20))
+def test_many_small_direct_reads_are_little_and_large_ones_are_not(size: int) -> None:
+    assert read_by([size] * MANY).reads_little is (size <= SMALL_READ_BYTES)
+
+
+def test_one_read_tells_nothing() -> None:
+    assert read_by([]).reads_little is None
+    assert read_by([4096]).reads_little is None
+
+
+def test_what_was_learnt_of_a_command_is_remembered_for_it_alone() -> None:
+    habits = ReadHabits()
+    habits.learn(read_by([4096] * MANY))
+    assert habits.reads_little(b"prog")
+    assert not habits.reads_little(b"other")
+    habits.learn(read_by([1 << 20] * MANY))
+    assert not habits.reads_little(b"prog")
+    habits.learn(read_by([4096]))
+    assert not habits.reads_little(b"prog")
+
+
+def test_small_readers_are_known_whatever_their_arguments() -> None:
+    habits = ReadHabits()
+    assert habits.reads_little(b"nc\0-N\0localhost")
+    assert not habits.reads_little(b"dd\0bs=1M")

@@ -1,0 +1,83 @@
+"""Inode numbers: one for each thing, never the same for two, and leading nowhere once it is gone."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfs.errors import TargetExited
+from memfs.fuse.inodes import ROOT_NUMBER, CommDir, Fixed, Inodes, Name, Node, ProcessNode, VmaNode
+from memfs.linux.span import PAGE_BYTES
+from memfs.target.identity import Identity
+
+FIXED = (Name.ROOT, Name.BY_NAME, Name.SELF)
+OF_PROCESS = tuple(name for name in Name if name not in (*FIXED, Name.COMM))
+
+identities = st.builds(Identity, pid=st.integers(1, 50), start_ticks=st.integers(1, 3))
+nodes: st.SearchStrategy[Node] = st.one_of(
+    st.builds(Fixed, st.sampled_from(FIXED)),
+    st.builds(CommDir, st.binary(min_size=1, max_size=15)),
+    st.builds(ProcessNode, identities, st.sampled_from(OF_PROCESS)),
+    st.builds(VmaNode, identities, st.integers(0, (1 << 44) - 1).map(lambda page: page * PAGE_BYTES)),
+)
+
+
+@given(st.lists(nodes))
+def test_a_number_leads_back_to_its_node_and_no_two_share_one(several: list[Node]) -> None:
+    inodes = Inodes(set)
+    numbers = [inodes.number_of(node) for node in several]
+    assert [inodes.node_of(number) for number in numbers] == several
+    assert [inodes.number_of(node) for node in several] == numbers
+    assert len(set(numbers)) == len(set(several))
+    assert all(0 < number < 1 << 64 for number in numbers)
+
+
+def test_the_root_has_the_number_that_fuse_gives_it() -> None:
+    assert Inodes(set).number_of(Fixed(Name.ROOT)) == ROOT_NUMBER == 1
+
+
+def test_numbers_of_the_living_survive_and_those_of_the_dead_lead_nowhere() -> None:
+    living = [Identity(1, 1), b"survivor"]
+    inodes = Inodes(lambda: set(living))
+    kept = {node: inodes.number_of(node) for node in (ProcessNode(living[0], Name.MEM), CommDir(b"survivor"))}
+    dead = [inodes.number_of(VmaNode(Identity(2, tick), 0x1000)) for tick in range(20_000)]
+    assert {node: inodes.number_of(node) for node in kept} == kept
+    assert [inodes.node_of(number) for number in kept.values()] == list(kept)
+    with pytest.raises(TargetExited):
+        inodes.node_of(dead[0])
+    again = inodes.number_of(VmaNode(Identity(2, 0), 0x1000))
+    assert again not in dead
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_that_ask_at_once_get_the_same_numbers() -> None:
+    asked = [ProcessNode(Identity(pid, pid), Name.MEM) for pid in range(1, 1500)]
+    alive = {node.identity for node in asked}
+    for _ in range(20):
+        inodes = Inodes(lambda: alive)
+        together = threading.Barrier(4)
+        answers: list[list[int]] = []
+
+        def ask(inodes: Inodes, together: threading.Barrier, answers: list[list[int]]) -> None:
+            together.wait()
+            answers.append([inodes.number_of(node) for node in asked])
+
+        threads = [threading.Thread(target=ask, args=(inodes, together, answers)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 4
+        assert all(answer == answers[0] for answer in answers)
+        assert [inodes.node_of(number) for number in answers[0]] == asked

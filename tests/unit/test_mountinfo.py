@@ -1,0 +1,52 @@
+"""mountinfo: every line the kernel prints is a mount, whatever its path and its source."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from memfs.linux.mountinfo import Mount, mount_on, parse_mountinfo
+
+_NAMES = st.binary(max_size=30).map(lambda name: name.replace(b"\0", b"0"))
+
+
+def escape(name: bytes) -> bytes:
+    """As ``mangle`` of fs/proc_namespace.c: blank, tab, newline and backslash, and nothing else."""
+    for byte in b"\\ \t\n":
+        name = name.replace(bytes((byte,)), b"\\%03o" % byte)
+    return name
+
+
+def mountinfo_line(mount: Mount, tags: bytes = b"") -> bytes:
+    """One line, with *tags* (``shared:1 master:2``) in the optional fields."""
+    owner = b"" if mount.owner is None else b",user_id=%d,group_id=0" % mount.owner
+    head = b"67 45 %d:%d / %s rw,relatime " % (*mount.device, escape(mount.mountpoint))
+    return head + tags + b"- %s %s rw%s\n" % (mount.fs_type, escape(mount.source), owner)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.builds(
+                Mount,
+                mountpoint=_NAMES.map(lambda name: b"/" + name),
+                fs_type=st.sampled_from([b"ext4", b"fuse.memfs", b"tmpfs"]),
+                source=_NAMES,
+                owner=st.none() | st.integers(0, (1 << 32) - 2),
+                device=st.tuples(st.integers(0, 4095), st.integers(0, (1 << 20) - 1)),
+            ),
+            st.sampled_from([b"", b"shared:1 ", b"shared:1 master:2 ", b"unbindable "]),
+        ),
+        max_size=4,
+    )
+)
+@example([(Mount(b"/mnt", b"tmpfs", b"", None, (0, 41)), b"")])
+@example([(Mount(b"/mnt/a\rb", b"fuse.memfs", b"memfs", 0, (0, 42)), b"shared:1 ")])
+def test_parsing_what_was_printed_gives_back_every_mount(printed: list[tuple[Mount, bytes]]) -> None:
+    text = b"".join(mountinfo_line(mount, tags) for mount, tags in printed)
+    assert parse_mountinfo(text) == [mount for mount, _ in printed]
+
+
+def test_proc_is_mounted_on_proc_and_nothing_below_it() -> None:
+    found = mount_on("/proc")
+    assert found is not None
+    assert (found.mountpoint, found.fs_type) == (b"/proc", b"proc")
+    assert mount_on("/proc/self") is None
