@@ -33,11 +33,12 @@ def command(foreground: bool, options: tuple[str, ...], mountpoint: Path) -> Non
     """Mount the memory of all processes on MOUNTPOINT, an empty directory."""
     from memfs.cli.mountpoint import check_machine, check_mountpoint
     from memfs.fuse.options import parse_options
+    from memfs.linux.mountinfo import resolve
 
     parsed = parse_options(options)
     check_machine()
-    check_mountpoint(mountpoint)
-    where = Path(os.path.abspath(mountpoint))
+    where = Path(resolve(mountpoint))
+    check_mountpoint(where)
     if foreground:
         from memfs.fuse.mount import serve
 
@@ -69,6 +70,10 @@ def _serve_in_background(mountpoint: Path, options: "MountOptions") -> None:
         raise CannotMount(
             f"the daemon ended as soon as it had mounted ({error.strerror})", "its log says why"
         ) from error
+    if isinstance(handler, logging.NullHandler):
+        click.echo(
+            "memfs: there is no syslog here, messages are lost: keep them with '-o log=FILE'", err=True
+        )
 
 
 def _be_daemon(mountpoint: Path, options: "MountOptions", handler: logging.Handler, ready: int) -> int:

@@ -23,7 +23,9 @@ def command(mountpoint: Path) -> None:
     Who still reads from it gets an error.
     """
     from memfs.cli.mountpoint import detach, is_answered, our_mount
+    from memfs.linux.mountinfo import resolve
 
+    mountpoint = Path(resolve(mountpoint))
     mount = our_mount(mountpoint)
     if os.geteuid() not in (0, mount.owner):
         raise CannotMount(

@@ -56,13 +56,27 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
     return mounts
 
 
+_MOST_LINKS = 40  # MAXSYMLINKS
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """*path* without symbolic links, found without asking what is mounted there: readlink(2) does not."""
+    for _ in range(_MOST_LINKS):
+        parent, name = os.path.split(os.path.abspath(path))
+        path = os.path.join(os.path.realpath(parent), name)
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            break
+    return os.fspath(path)
+
+
 def mount_on(path: str | os.PathLike[str]) -> Mount | None:
     """The mount whose mount point is *path*, the topmost where there are several; None for no mount.
 
     The file system itself is not asked, since its daemon may be dead or stuck.
     """
-    parent, name = os.path.split(os.path.abspath(path))
-    resolved = os.fsencode(os.path.join(os.path.realpath(parent), name))
+    resolved = os.fsencode(resolve(path))
     found = None
     for mount in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")):
         if mount.mountpoint == resolved:

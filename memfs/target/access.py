@@ -49,7 +49,8 @@ def why_denied(pid: int) -> Denial:
     """The likely reason why *pid* may not be read by this process."""
     try:
         owner = procfs.read_status(pid).uid
-        shown_owner = os.stat(f"/proc/{pid}").st_uid
+        # The kernel gives the files of a process that is not dumpable to root; the directory stays its own.
+        shown_owner = os.stat(f"/proc/{pid}/stat").st_uid
     except OSError:
         return Denial("it cannot be looked at", "see whether it still runs")
     scope = yama_scope()
