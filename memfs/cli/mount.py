@@ -111,12 +111,9 @@ def _background_handler(options: "MountOptions") -> logging.Handler:
     if options.log_file is not None:
         return _file_handler(options.log_file)
     if not os.path.exists(_SYSLOG):
-        click.echo(
-            "memfs: there is no syslog here, messages are lost: keep them with '-o log=FILE'", err=True
-        )
         return logging.NullHandler()
     handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-    handler.ident = f"memfs[{os.getpid()}]: "
+    handler.ident = "memfs: "
     return handler
 
 

@@ -8,11 +8,13 @@ A reply must go to the very descriptor instance that its request was read from. 
 only by the end of the process: threads may be blocked in it, and closing would not wake them.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from memfs.errors import MemfsError
@@ -25,8 +27,16 @@ _NO_ONE_WAITS = (errno.ENOENT, errno.ENODEV, errno.EPERM)
 """To a reply: its request was interrupted or aborted meanwhile; or the file system was unmounted."""
 
 _REPLY_BYTES = 1 << 20
-_LIST_BYTES = 1 << 17
-"""What a READDIR may ask for: a message in the socket is limited by SO_SNDBUF, 212,992 bytes unless set."""
+_LIST_BYTES = 1 << 15
+"""What a READDIR may ask for: as much as the C library's readdir does."""
+
+_SMALL_ROOM = 1 << 14
+_LIST_ROOM = 2 * _LIST_BYTES + _SMALL_ROOM
+"""What a reply takes of SO_SNDBUF at most: the kernel counts whole allocations, not bytes."""
+
+_WANTED_ROOM = 1 << 22
+_SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
+_LISTS = (int(frames.Opcode.READDIR), int(frames.Opcode.READDIRPLUS))
 
 
 def find_session_descriptor() -> int:
@@ -46,6 +56,10 @@ def find_session_descriptor() -> int:
 class Switch:
     """Owns the device and the data plane's end of the socket.
 
+    pyfuse3 writes its replies with the interpreter's lock held. Were the socket full, it would wait
+    for the thread that empties it, and that one for the lock. So no more requests go to libfuse than
+    there is room for all their replies; the others wait here.
+
     Attributes:
         device: the real /dev/fuse, for the data plane to read.
     """
@@ -57,7 +71,13 @@ class Switch:
         self.device = os.dup(session)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            with contextlib.suppress(PermissionError):
+                theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _WANTED_ROOM)
+            self._room = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             os.dup2(theirs.fileno(), session, inheritable=False)
+        self._lock = threading.Lock()
+        self._taken: dict[int, int] = {}
+        self._waiting: deque[tuple[int, int, bytes]] = deque()
         self._offered = 0
         self._init_unique = 0
         self._pump = threading.Thread(target=self._pump_replies, name="memfs-replies", daemon=True)
@@ -67,20 +87,48 @@ class Switch:
         self._pump.start()
 
     def forward(self, head: frames.Head, frame: memoryview) -> None:
-        """Hand a request to libfuse."""
-        if head.opcode in (frames.Opcode.READDIR, frames.Opcode.READDIRPLUS):
+        """Hand a request to libfuse, now or when there is room for its reply."""
+        room = _SMALL_ROOM
+        if head.opcode in _LISTS:
             frames.limit_read_size(frame, _LIST_BYTES)
+            room = _LIST_ROOM
         elif head.opcode == frames.Opcode.INIT:
             self._offered = frames.parse_init(frame)
             self._init_unique = head.unique
+        elif head.opcode == frames.Opcode.INTERRUPT:  # has no reply
+            self._ours.send(frame)
+            return
+        with self._lock:
+            if self._waiting or room > self._room:
+                self._waiting.append((head.unique, room, bytes(frame)))
+                return
+            self._take(head.unique, room)
         self._ours.send(frame)
+
+    def _take(self, unique: int, room: int) -> None:
+        self._room -= room
+        self._taken[unique] = room
+
+    def _give_back(self, unique: int) -> None:
+        """A reply has left the socket: requests that waited for its room may go on."""
+        ready = []
+        with self._lock:
+            self._room += self._taken.pop(unique, 0)
+            while self._waiting and self._waiting[0][1] <= self._room:
+                waiting, room, frame = self._waiting.popleft()
+                self._take(waiting, room)
+                ready.append(frame)
+        for frame in ready:
+            self._ours.send(frame)
 
     def _pump_replies(self) -> None:
         buffer = bytearray(_REPLY_BYTES)
         view = memoryview(buffer)
         while size := self._ours.recv_into(buffer):
             reply = view[:size]
-            is_init = self._init_unique and frames.unique_of_reply(reply) == self._init_unique
+            unique = frames.unique_of_reply(reply)
+            is_init = self._init_unique and unique == self._init_unique
+            self._give_back(unique)
             try:
                 if is_init:
                     self._init_unique = 0
