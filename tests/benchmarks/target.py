@@ -129,13 +129,13 @@ def churn(count: int) -> int:
     """*count* short-lived programs, some of them alive at any time; returns when all have ended.
 
     Raises:
-        BrokenPipeError: stdin ended before that.
+        SystemExit: stdin ended before that.
     """
     alive: list[int] = []
     try:
         for _ in range(count):
             if select.select([0], [], [], 0)[0]:
-                raise BrokenPipeError("stdin has ended")
+                sys.exit(1)
             alive.append(os.posix_spawn("/bin/sleep", ["sleep", "3600"], os.environ))
             if len(alive) == _ALIVE_AT_ONCE:
                 _end(alive.pop(0))

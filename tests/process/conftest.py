@@ -6,6 +6,8 @@ import pytest
 from process.reading import hold_everything
 from support.target import Target
 
+from memfs.image.source import Workspace
+
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
@@ -19,3 +21,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Another process with every kind, which may be read through /proc/PID/mem."""
     with hold_everything(tmp_path_factory.mktemp("compared")) as target:
         yield target
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    """What one reader needs."""
+    made = Workspace()
+    yield made
+    made.close()

@@ -55,5 +55,7 @@ def test_one_s_own_process_may_be_read_without_root() -> None:
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, user=NOBODY, group=os.getegid()) as child:
         identity = identify(child.pid)
         with being(NOBODY), AddressSpace(identity, VmaFlagsCache(), memory=True) as space:
-            assert space.heap() is not None
+            text = space.text()
+            assert text is not None
+            assert os.pread(space.mem, 4, space.layout().regions[0].span.start) == b"\x7fELF"
         child.communicate()

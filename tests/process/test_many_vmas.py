@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from process.reading import FLAT, LONGEST, VMA
+from process.reading import FLAT, VMA
 from support.held import Span, merge
 from support.outside import read_maps
 from support.pattern import PAGE
@@ -16,6 +16,9 @@ from memfs.linux import span as memfs_span
 from memfs.linux.procfs import Access
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
+
+LENGTH = 100 * PAGE
+"""Unaligned and in as many pieces as pages, this fits into a pipe of 1 MiB."""
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,8 @@ def test_a_read_goes_over_many_vmas(many: Target, way: Way) -> None:
     mapping = many.mapping("vmas-60000")
     for reader in (VMA, FLAT):
         with reader.open(many.pid, mapping.span) as opened:
-            for start in (mapping.start, mapping.start + 12_345 * PAGE + 67, mapping.end - LONGEST):
-                part = Span(start, start + LONGEST)
+            for start in (mapping.start, mapping.start + 12_345 * PAGE + 67, mapping.end - LENGTH):
+                part = Span(start, start + LENGTH)
                 assert not mapping.mismatch(start - mapping.start, opened.read(part, way))
 
 

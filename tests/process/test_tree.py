@@ -18,7 +18,7 @@ from support.pattern import PAGE
 from support.target import Target
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.inodes import Fixed, Name, ProcessNode, VmaNode
+from memfs.fuse.inodes import Fixed, Name, Node, ProcessNode, VmaNode
 from memfs.fuse.tree import Attributes, Entry, Tree
 from memfs.image.source import Workspace
 from memfs.target.identity import Identity, identify
@@ -208,16 +208,20 @@ def test_directories_have_no_content(tree: Tree, everything: Target) -> None:
 
 def kernel_thread() -> int:
     """Some process without user memory."""
-    pids = [int(entry.name) for entry in Path("/proc").glob("[1-9]*")]
-    return next(pid for pid in pids if not Path(f"/proc/{pid}/maps").read_bytes())
+    sizes = {int(entry.parent.name): entry.read_text() for entry in Path("/proc").glob("[1-9]*/statm")}
+    return next(pid for pid, size in sizes.items() if size.startswith("0 "))
 
 
 def test_names_that_are_no_process_do_not_exist(tree: Tree) -> None:
     thread_ids: list[int] = []
     barrier = threading.Barrier(2)
-    thread = threading.Thread(
-        target=lambda: (thread_ids.append(threading.get_native_id()), barrier.wait(), barrier.wait())
-    )
+
+    def live() -> None:
+        thread_ids.append(threading.get_native_id())
+        barrier.wait()
+        barrier.wait()
+
+    thread = threading.Thread(target=live, daemon=True)
     thread.start()
     barrier.wait()
     mine = os.getpid()
@@ -273,7 +277,7 @@ def test_what_is_gone_does_not_exist(tree: Tree, tmp_path: Path) -> None:
             with pytest.raises(NoSuchEntry):
                 question(vma)
         target.exit()
-        nodes = [
+        nodes: list[Node] = [
             vma,
             *(ProcessNode(identity, name) for name in (Name.PROCESS, Name.MEM, Name.MAPS, Name.HEAP)),
         ]
@@ -304,7 +308,7 @@ def test_a_pid_with_another_start_is_not_there(tree: Tree) -> None:
         (b"a/b\n(c) \xff", b"a_b__c___"),
         (b"..", None),
         (b".", None),
-        (b"", None),
+        (b"\0", b"_"),
     ],
 )
 def test_by_name_has_safe_names_that_lead_back(tree: Tree, tmp_path: Path, comm: bytes, name: bytes) -> None:
@@ -357,8 +361,8 @@ input()
 def test_a_file_deeper_than_path_max_has_its_name_and_content(
     tree: Tree, tmp_path: Path, workspace: Workspace
 ) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", _DEEP, tmp_path], **pipes) as child:
+    command = [sys.executable, "-c", _DEEP, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None
             child.stdout.readline()

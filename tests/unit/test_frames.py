@@ -46,6 +46,13 @@ def test_any_list_request_is_limited_or_a_frame_error(data: bytes, limit: int) -
     assert frame[:56] + frame[60:] == data[:56] + data[60:]
 
 
+@given(st.integers(0, 3), st.integers(0, 3))
+def test_a_list_request_keeps_a_size_within_the_limit(size: int, limit: int) -> None:
+    frame = request(28, 1, struct.pack("<QQIIQII", 7, 0, size, 0, 0, 0, 0))
+    frames.limit_read_size(frame, limit)
+    assert frames.parse_read(frame) == (7, 0, min(size, limit))
+
+
 @given(U32, U64, U64, U64, U32)
 def test_a_read_request_is_read(opcode: int, unique: int, handle: int, offset: int, size: int) -> None:
     frame = request(opcode, unique, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))

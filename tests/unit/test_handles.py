@@ -10,11 +10,15 @@ from memfs.image.text import Text
 class Watched(Text):
     """A text that tells whether it was closed."""
 
-    closed = False
+    _closed = False
 
     def close(self) -> None:
         super().close()
-        self.closed = True
+        self._closed = True
+
+    def is_closed(self) -> bool:
+        """Whether it was."""
+        return self._closed
 
 
 def opened(text: Text) -> OpenFile:
@@ -25,9 +29,9 @@ def opened(text: Text) -> OpenFile:
 def test_a_file_is_closed_when_it_is_released() -> None:
     handles, text = Handles(), Watched(b"x")
     number = handles.add(opened(text))
-    assert not text.closed
+    assert not text.is_closed()
     handles.drop(number)
-    assert text.closed
+    assert text.is_closed()
     assert handles.get(number) is None
 
 
@@ -40,9 +44,9 @@ def test_a_file_with_stuck_readers_is_closed_by_the_last_who_leaves() -> None:
     file.enter_stuck()
     handles.drop(number)
     file.leave_stuck()
-    assert not text.closed
+    assert not text.is_closed()
     file.leave_stuck()
-    assert text.closed
+    assert text.is_closed()
 
 
 def test_a_reader_that_comes_back_before_the_release_leaves_the_file_open() -> None:
@@ -52,9 +56,9 @@ def test_a_reader_that_comes_back_before_the_release_leaves_the_file_open() -> N
     assert file is not None
     file.enter_stuck()
     file.leave_stuck()
-    assert not text.closed
+    assert not text.is_closed()
     handles.drop(number)
-    assert text.closed
+    assert text.is_closed()
 
 
 def test_numbers_are_not_used_again_and_dropping_twice_does_nothing() -> None:

@@ -40,9 +40,10 @@ def test_the_root_has_the_number_that_fuse_gives_it() -> None:
 
 
 def test_numbers_of_the_living_survive_and_those_of_the_dead_lead_nowhere() -> None:
-    living = [Identity(1, 1), b"survivor"]
-    inodes = Inodes(lambda: set(living))
-    kept = {node: inodes.number_of(node) for node in (ProcessNode(living[0], Name.MEM), CommDir(b"survivor"))}
+    survivor = Identity(1, 1)
+    inodes = Inodes(lambda: {survivor, b"survivor"})
+    lasting: tuple[Node, ...] = (ProcessNode(survivor, Name.MEM), CommDir(b"survivor"))
+    kept = {node: inodes.number_of(node) for node in lasting}
     dead = [inodes.number_of(VmaNode(Identity(2, tick), 0x1000)) for tick in range(20_000)]
     assert {node: inodes.number_of(node) for node in kept} == kept
     assert [inodes.node_of(number) for number in kept.values()] == list(kept)
