@@ -4,7 +4,6 @@ Status 0 is done, 1 it failed, 2 the command line is wrong. The modules of the c
 when they are needed, so that ``--help`` comes at once.
 """
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -27,11 +26,6 @@ def cli() -> None:
 cli.add_command(mount.command)
 cli.add_command(umount.command)
 cli.add_command(doctor.command)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point; ends the process."""
-    sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,10 @@
 """``memfs mount``: look before, mount, and go into the background once the mount answers."""
 
+import contextlib
 import logging
 import logging.handlers
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +57,25 @@ def _serve_in_background(mountpoint: Path, options: "MountOptions") -> None:
     """
     handler = _background_handler(options)
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    daemon = os.fork()
+    if daemon == 0:
         os.close(reader)
         os._exit(_be_daemon(mountpoint, options, handler, writer))
     os.close(writer)
+    try:
+        _await_daemon(reader, mountpoint)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(daemon, signal.SIGTERM)
+        os.waitpid(daemon, 0)
+        raise
+    if isinstance(handler, logging.NullHandler):
+        click.echo(
+            "memfs: there is no syslog here, messages are lost: keep them with '-o log=FILE'", err=True
+        )
+
+
+def _await_daemon(reader: int, mountpoint: Path) -> None:
     with open(reader, "rb") as pipe:
         report = pipe.read(1)
         if report != _MOUNTED:
@@ -70,10 +87,6 @@ def _serve_in_background(mountpoint: Path, options: "MountOptions") -> None:
         raise CannotMount(
             f"the daemon ended as soon as it had mounted ({error.strerror})", "its log says why"
         ) from error
-    if isinstance(handler, logging.NullHandler):
-        click.echo(
-            "memfs: there is no syslog here, messages are lost: keep them with '-o log=FILE'", err=True
-        )
 
 
 def _be_daemon(mountpoint: Path, options: "MountOptions", handler: logging.Handler, ready: int) -> int:

@@ -11,6 +11,8 @@ import click
 
 from memfs.errors import CannotMount
 
+_PATIENCE_S = 10
+
 if TYPE_CHECKING:
     from memfs.linux.mountinfo import Mount
 
@@ -22,8 +24,8 @@ def command(mountpoint: Path) -> None:
 
     Who still reads from it gets an error.
     """
-    from memfs.cli.mountpoint import detach, is_answered, our_mount
-    from memfs.linux.mountinfo import resolve
+    from memfs.cli.mountpoint import detach, our_mount
+    from memfs.linux.mountinfo import mount_on, resolve
 
     mountpoint = Path(resolve(mountpoint))
     mount = our_mount(mountpoint)
@@ -31,28 +33,36 @@ def command(mountpoint: Path) -> None:
         raise CannotMount(
             f"{mountpoint} was mounted by uid {mount.owner}", "unmount it as that user or as root"
         )
-    if is_answered(mountpoint):
-        _end_daemon(mount, mountpoint)
+    daemon = _find_daemon(mount, mountpoint)
+    if daemon is not None:
+        _end(daemon)
     # The daemon unmounts when it ends; one that was killed could not.
-    with contextlib.suppress(CannotMount):
-        our_mount(mountpoint)
+    left = mount_on(mountpoint)
+    if left is not None and left.device == mount.device:
         detach(mountpoint)
 
 
-def _end_daemon(mount: "Mount", mountpoint: Path) -> None:
+def _find_daemon(mount: "Mount", mountpoint: Path) -> int | None:
+    """The pid of who serves *mount*; None where it is dead."""
+    from memfs.cli.mountpoint import is_answered
     from memfs.fuse.names import DAEMON_XATTR
     from memfs.linux.fusefd import find_server
 
-    try:
-        pid: int | None = int(os.getxattr(mountpoint, DAEMON_XATTR))
-    except OSError:  # it is another user's: root may unmount it, and not look into it
-        pid = find_server(mount.device)
-    if pid is None:
-        return
+    found = find_server(mount.device)
+    if found is None and is_answered(mountpoint):
+        with contextlib.suppress(OSError):
+            found = int(os.getxattr(mountpoint, DAEMON_XATTR))
+    return found
+
+
+def _end(pid: int) -> None:
+    """Let *pid* end by itself; if it does not, end it. Returns when it has ended."""
     with contextlib.suppress(ProcessLookupError):
-        daemon = os.pidfd_open(pid)
+        process = os.pidfd_open(pid)
         try:
-            signal.pidfd_send_signal(daemon, signal.SIGTERM)
-            select.select([daemon], [], [])
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(process, number)
+                if select.select([process], [], [], _PATIENCE_S)[0]:
+                    return
         finally:
-            os.close(daemon)
+            os.close(process)

@@ -54,7 +54,7 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
         handles.drop_all()
-    log.info("unmounted %s", mountpoint)
+    log.info("unmounted %r", os.fspath(mountpoint))
 
 
 def _mount(operations: Operations, mountpoint: Path) -> None:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import stat as stat_module
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -74,6 +75,14 @@ class _Listing:
     read: bool = False
 
 
+@attrs.define
+class _Opened:
+    """An inode that is open: how often, and when that happened last."""
+
+    times: int = 0
+    last_ns: int = 0
+
+
 class Operations(pyfuse3.Operations):
     """The handlers of one mount."""
 
@@ -89,7 +98,8 @@ class Operations(pyfuse3.Operations):
         self._listing_numbers = itertools.count(1)
         self._denied: set[str] = set()
         self._habits = ReadHabits()
-        self._cached: dict[int, int] = {}
+        self._inode_of: dict[int, int] = {}
+        self._opened: dict[int, _Opened] = {}
 
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
@@ -117,12 +127,20 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         parent = self._tree.inodes.node_of(parent_inode)
         entry = await self._ask(self._tree.lookup, parent, name)
-        return _to_fuse(entry.attributes)
+        return self._describe(entry.attributes)
 
     @_translated
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         node = self._tree.inodes.node_of(inode)
-        return _to_fuse(await self._ask(self._tree.attributes, node))
+        return self._describe(await self._ask(self._tree.attributes, node))
+
+    def _describe(self, found: Attributes) -> pyfuse3.EntryAttributes:
+        """A file's mtime stands still while it is open, at the moment it was opened.
+
+        Else tar 1.35, which looks at the beginning and at the end, would say that the file changed.
+        """
+        opened = self._opened.get(found.number)
+        return _to_fuse(found if opened is None else attrs.evolve(found, mtime_ns=opened.last_ns))
 
     @_translated
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -170,8 +188,10 @@ class Operations(pyfuse3.Operations):
         node = self._tree.inodes.node_of(inode)
         file, uses_cache = await self._ask(self._open, node, flags, ctx.pid)
         number = self._handles.add(file)
-        if uses_cache:
-            self._cached[number] = inode
+        opened = self._opened.setdefault(inode, _Opened())
+        opened.times += 1
+        opened.last_ns = time.time_ns()
+        self._inode_of[number] = inode
         return pyfuse3.FileInfo(fh=number, direct_io=not uses_cache, keep_cache=False)
 
     def _open(self, node: Node, flags: int, caller: int) -> tuple[OpenFile, bool]:
@@ -192,12 +212,15 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         counter = self._handles.drop(fh)
+        inode = self._inode_of.pop(fh)
+        self._opened[inode].times -= 1
+        if not self._opened[inode].times:
+            del self._opened[inode]
         if counter is not None:
             self._habits.learn(counter)
-        inode = self._cached.pop(fh, None)
-        if inode is not None:
-            # Copies of gigabytes that no one will read again would push out what someone will.
-            pyfuse3.invalidate_inode(inode)
+            if counter.uses_cache:
+                # Copies of gigabytes that no one will read again would push out what someone will.
+                pyfuse3.invalidate_inode(inode)
 
     @_translated
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

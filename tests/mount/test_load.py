@@ -194,7 +194,8 @@ class _Load:
 
     def _find(self, _copy: Path) -> None:
         self._tool(["find", self.mount.path, "-maxdepth", "2", "-ls"])
-        self._tool(["find", "-L", self.mount.path / "by-name/churn", "-path", "*/proc", "-prune", "-o", "-ls"])
+        churn = self.mount.path / "by-name/churn"
+        self._tool(["find", "-L", churn, "-path", "*/proc", "-prune", "-o", "-ls"])
 
     def _cp(self, copy: Path) -> None:
         self._copy_all(copy, lambda file: ["cp", file, copy])

@@ -35,7 +35,7 @@ LABELS = {
         "with_space", "new_line", "unicod______", "not_utf-8___", None, None, "_heap_", "-rf", "n" * 64,
     ],
 }  # fmt: skip
-"""Written by hand from interface.md. None: maps does not tell " (deleted)" or \\012 in a name from its own."""
+"""Written by hand from interface.md. None: maps writes " (deleted)" and \\012 itself too."""
 
 HOLED_KINDS = (
     "private-runs",

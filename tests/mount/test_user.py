@@ -10,6 +10,8 @@ from mount.mounted import MEMFS, Mount, complaint, memfs, mounted, mounts_on, ru
 from support.held import HeldMapping
 from support.target import Target
 
+import memfs as memfs_package
+
 _PYTHON = "/usr/bin/python3"
 _KINDS = "private-runs", "private-full", "file-private", "shared-anon-gone", "memfd-shared"
 
@@ -17,8 +19,8 @@ _KINDS = "private-runs", "private-full", "file-private", "shared-anon-gone", "me
 @pytest.fixture
 def user_memfs(user: int, user_directory: Path) -> Iterator[Mount]:
     """A mount of the second user's own."""
-    if run(MEMFS, "--version", user=user).returncode:
-        pytest.skip(f"uid {user} may not read the virtual environment")
+    if run("cat", MEMFS, memfs_package.__file__, user=user).returncode:
+        pytest.skip(f"uid {user} may not read the virtual environment or memfs")
     with mounted(user_directory, user=user) as mount:
         yield mount
 

@@ -6,10 +6,12 @@ test.
 """
 
 import ctypes
+import errno
 import os
 import signal
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # A PyDLL keeps the GIL: the child of a raw clone3 returns into a consistent interpreter.
@@ -213,7 +215,15 @@ def unshare(flags: int) -> None:
 
 def mount_private() -> None:
     """Make every mount of this mount namespace private, so that nothing shows outside."""
-    _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None), "mount --make-rprivate /")
+    try:
+        _check(_libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None), "mount --make-rprivate /")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # In a chroot / need not be a mount point: then each mount below it is made private.
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            place = line.split()[4].decode("unicode_escape").encode("latin-1")
+            _check(_libc.mount(b"none", place, None, _MS_REC_PRIVATE, None), "mount --make-rprivate")
 
 
 def mount_proc() -> None:

@@ -85,7 +85,7 @@ def test_what_is_no_memfs_is_not_unmounted(tmp_path: Path, capsys: pytest.Captur
 def test_a_name_that_is_no_text_is_told_too(tmp_path: Path) -> None:
     name = bytes(tmp_path) + b"/\xff\xfe \n name"
     for command in ("mount", "umount"):
-        code = "import sys; from memfs.cli.main import main; main()"
+        code = "import sys; from memfs.cli import main; main()"
         done = subprocess.run([sys.executable, "-c", code, command, name], capture_output=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith(b"memfs: ")
