@@ -38,6 +38,9 @@ _LSEEK_OUT = struct.Struct("=Q")
 _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_out_header: len error unique
 _OUT_HEADER = struct.Struct("=IiQ")
+# struct fuse_notify_inval_inode_out: ino off len; a notice is a reply to request 0, its code in error
+_INVAL_INODE_OUT = struct.Struct("=Qqq")
+_NOTIFY_INVAL_INODE = 2
 _READ_SIZE = struct.Struct("=I")
 _READ_SIZE_AT = _IN_HEADER.size + 16
 
@@ -123,6 +126,12 @@ def error_reply(unique: int, number: int) -> bytes:
     return _OUT_HEADER.pack(OUT_HEADER_BYTES, -number, unique)
 
 
+def drop_cache_notice(inode: int, offset: int, size: int) -> bytes:
+    """FUSE_NOTIFY_INVAL_INODE: let the kernel drop the cached pages of a stretch of a file."""
+    body = _INVAL_INODE_OUT.pack(inode, offset, size)
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), _NOTIFY_INVAL_INODE, 0) + body
+
+
 def seek_reply(unique: int, offset: int) -> bytes:
     """The whole reply to an LSEEK."""
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + _LSEEK_OUT.size, 0, unique) + _LSEEK_OUT.pack(offset)
@@ -165,7 +174,7 @@ def amend_init_reply(reply: bytes, offered: int) -> bytes:
     amended = bytearray(reply)
     if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size:
         fields = list(_INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
-        fields[_FLAGS] &= ~InitFlag.AUTO_INVAL_DATA
+        fields[_FLAGS] &= ~int(InitFlag.AUTO_INVAL_DATA)
         if offered & InitFlag.DIRECT_IO_ALLOW_MMAP:
             fields[_FLAGS] |= InitFlag.INIT_EXT
             fields[_FLAGS2] |= InitFlag.DIRECT_IO_ALLOW_MMAP >> 32

@@ -9,6 +9,7 @@ whoever leaves it last.
 import itertools
 import threading
 
+from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter
 from memfs.image.source import Source
 
@@ -19,13 +20,15 @@ class OpenFile:
     Attributes:
         source: its bytes.
         counter: how it is read.
+        trail: what its reader leaves in the page cache; None where he reads directly.
     """
 
-    __slots__ = ("_lock", "_released", "_stuck", "counter", "source")
+    __slots__ = ("_lock", "_released", "_stuck", "counter", "source", "trail")
 
-    def __init__(self, source: Source, counter: ReadCounter) -> None:
+    def __init__(self, source: Source, counter: ReadCounter, trail: CacheTrail | None = None) -> None:
         self.source = source
         self.counter = counter
+        self.trail = trail
         self._lock = threading.Lock()
         self._stuck = 0
         self._released = False

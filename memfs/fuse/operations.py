@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from memfs.errors import AccessDenied, MemfsError, errno_of
+from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Node
@@ -186,15 +187,15 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
         node = self._tree.inodes.node_of(inode)
-        file, uses_cache = await self._ask(self._open, node, flags, ctx.pid)
+        file = await self._ask(self._open, node, inode, flags, ctx.pid)
         number = self._handles.add(file)
         opened = self._opened.setdefault(inode, _Opened())
         opened.times += 1
         opened.last_ns = time.time_ns()
         self._inode_of[number] = inode
-        return pyfuse3.FileInfo(fh=number, direct_io=not uses_cache, keep_cache=False)
+        return pyfuse3.FileInfo(fh=number, direct_io=file.trail is None, keep_cache=False)
 
-    def _open(self, node: Node, flags: int, caller: int) -> tuple[OpenFile, bool]:
+    def _open(self, node: Node, inode: int, flags: int, caller: int) -> OpenFile:
         """Open the file *node*, and choose whether its reader goes through the page cache."""
         source = self._tree.open(node)
         try:
@@ -205,7 +206,8 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             source.close()
             raise
-        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache)), uses_cache
+        trail = CacheTrail(inode) if uses_cache else None
+        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache), trail)
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from memfs.errors import MemfsError, errno_of
 from memfs.fuse import frames
+from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.options import SpliceMode
 from memfs.fuse.switch import Switch
@@ -68,10 +69,12 @@ class DataPlane:
         self._servers: list[_Server] = []
         self._spare: list[_Server] = []
         self._traffic = threading.Event()
+        self.dropper = CacheDropper(switch)
         self.leader = self._add_server()
 
     def start(self) -> None:
         """Begin to serve."""
+        self.dropper.start()
         threading.Thread(target=self._watch, name="memfs-watch", daemon=True).start()
         self.leader.start()
 
@@ -272,6 +275,10 @@ class _Server:
     def _read(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
         workspace = self._workspace
         file.counter.note(size)
+        if file.trail is not None:
+            behind = file.trail.advance(offset)
+            if behind is not None:
+                self._plane.dropper.drop(file.trail.inode, behind)
         splice = self._plane.splice
         if splice is SpliceMode.ON or (splice is SpliceMode.AUTO and file.source.has_cached_pages):
             with contextlib.suppress(CannotSplice):
