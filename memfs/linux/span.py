@@ -1,7 +1,5 @@
 """The one type for a range of bytes: half-open, in addresses or in file offsets."""
 
-from collections.abc import Iterable, Iterator
-
 import attrs
 
 PAGE_BYTES = 4096
@@ -41,30 +39,3 @@ class Span:
     def page_aligned(self) -> "Span":
         """The smallest span of whole pages that holds this one."""
         return Span(self.start & -PAGE_BYTES, -(-self.end // PAGE_BYTES) * PAGE_BYTES)
-
-
-def tile(within: Span, spans: Iterable[Span]) -> Iterator[tuple[Span, bool]]:
-    """Cut *within* into pieces, each with whether one of *spans* covers it.
-
-    *spans* must be in order and must not overlap; what lies outside *within* is left out.
-    Neighbouring pieces differ: those of one sort come as one.
-    """
-    at = within.start
-    covered: Span | None = None
-    for span in spans:
-        piece = span.clip(within)
-        if not piece:
-            continue
-        if covered is not None and piece.start == covered.end:
-            covered = Span(covered.start, piece.end)
-        else:
-            if covered is not None:
-                yield covered, True
-            if piece.start > at:
-                yield Span(at, piece.start), False
-            covered = piece
-        at = piece.end
-    if covered is not None:
-        yield covered, True
-    if at < within.end:
-        yield Span(at, within.end), False

@@ -1,35 +1,12 @@
-"""Spans, and the pieces that tile cuts one into."""
-
-from itertools import pairwise
+"""Spans."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.linux.span import PAGE_BYTES, Span, tile
+from memfs.linux.span import PAGE_BYTES, Span
 
 _SMALL = st.integers(0, 60)
 spans = st.tuples(_SMALL, _SMALL).map(lambda ends: Span(min(ends), max(ends)))
-
-
-@st.composite
-def ordered(draw: st.DrawFn) -> list[Span]:
-    """Spans in order that do not overlap; some touch, some are empty."""
-    edges = sorted(draw(st.lists(_SMALL, max_size=12)))
-    return [Span(*pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
-
-
-@given(spans, ordered())
-def test_pieces_tile_the_span_and_keep_membership(within: Span, covers: list[Span]) -> None:
-    pieces = list(tile(within, covers))
-    positions = [(at, covered) for piece, covered in pieces for at in range(piece.start, piece.end)]
-    assert positions == [(at, any(at in span for span in covers)) for at in range(within.start, within.end)]
-
-
-@given(spans, ordered())
-def test_neighbouring_pieces_differ_and_none_is_empty(within: Span, covers: list[Span]) -> None:
-    pieces = list(tile(within, covers))
-    assert all(piece for piece, _ in pieces)
-    assert all(one != other for (_, one), (_, other) in pairwise(pieces))
 
 
 @given(spans, spans)
