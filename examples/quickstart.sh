@@ -68,7 +68,7 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-sh tools/setup.sh run
+sh examples/setup.sh run
 
 # Reading other processes takes root; what root mounts, root reads.
 if [ "$(id -u)" -ne 0 ] && command -v sudo >/dev/null; then

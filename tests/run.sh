@@ -15,7 +15,7 @@ fail() {
     exit "$1"
 }
 
-sh tools/setup.sh test
+sh examples/setup.sh test
 PATH=$(pwd -P)/.venv/bin:$PATH
 export PATH
 

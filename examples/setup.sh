@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes .venv, with memfs in it, and installs the packages that this needs and that are missing.
-# Usage: sh tools/setup.sh [run|test]
+# Usage: sh examples/setup.sh [run|test]
 # With nothing missing it changes nothing and needs neither network nor root.
 set -eu
 
@@ -160,7 +160,7 @@ pip_install() {
 
 case $purpose in
     run | test) ;;
-    *) die "usage: sh tools/setup.sh [run|test]" ;;
+    *) die "usage: sh examples/setup.sh [run|test]" ;;
 esac
 cd "$root"
 [ -c /dev/fuse ] || die "no /dev/fuse: run 'modprobe fuse', or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
