@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 
 import attrs
 
-from memfs.errors import TargetExited
+from memfs.errors import NoSuchEntry
 from memfs.linux.span import PAGE_BYTES
 from memfs.target.identity import Identity
 
@@ -113,14 +113,14 @@ class Inodes:
         """The node that got *number*.
 
         Raises:
-            TargetExited: it belonged to a process that has been forgotten since it ended.
+            NoSuchEntry: it belonged to a process that has been forgotten since it ended.
         """
         serial, within = divmod(number, 1 << _WITHIN_BITS)
         if not serial:
             return Fixed(Name(within))
         owner = self._owner_of.get(serial)
         if owner is None:
-            raise TargetExited("the process of this file has ended")
+            raise NoSuchEntry("the process of this file has ended")
         if isinstance(owner, bytes):
             return CommDir(owner)
         if within & _VMA_BIT:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.errors import TargetExited
+from memfs.errors import NoSuchEntry
 from memfs.fuse.inodes import ROOT_NUMBER, CommDir, Fixed, Inodes, Name, Node, ProcessNode, VmaNode
 from memfs.linux.span import PAGE_BYTES
 from memfs.target.identity import Identity
@@ -47,7 +47,7 @@ def test_numbers_of_the_living_survive_and_those_of_the_dead_lead_nowhere() -> N
     dead = [inodes.number_of(VmaNode(Identity(2, tick), 0x1000)) for tick in range(20_000)]
     assert {node: inodes.number_of(node) for node in kept} == kept
     assert [inodes.node_of(number) for number in kept.values()] == list(kept)
-    with pytest.raises(TargetExited):
+    with pytest.raises(NoSuchEntry):
         inodes.node_of(dead[0])
     again = inodes.number_of(VmaNode(Identity(2, 0), 0x1000))
     assert again not in dead
