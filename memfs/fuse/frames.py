@@ -28,10 +28,10 @@ class Whence(enum.IntEnum):
     HOLE = 4
 
 
-# struct fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding
-_IN_HEADER = struct.Struct("=IIQQIIIHH")
-# struct fuse_read_in: fh offset size read_flags lock_owner flags padding
-_READ_IN = struct.Struct("=QQIIQII")
+# struct fuse_in_header: len opcode unique, and 24 bytes more: nodeid uid gid pid total_extlen padding
+_IN_HEADER = struct.Struct("=IIQ24x")
+# struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
+_READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
@@ -80,10 +80,10 @@ def parse_head(frame: memoryview) -> Head:
     """The head of a request."""
     if len(frame) < _IN_HEADER.size:
         raise FrameError(f"a frame of {len(frame)} bytes has no header")
-    length, opcode, unique, *_ = _IN_HEADER.unpack_from(frame)
-    if length != len(frame):
-        raise FrameError(f"a frame of {len(frame)} bytes says that it has {length}")
-    return Head(length, opcode, unique)
+    head = Head._make(_IN_HEADER.unpack_from(frame))
+    if head.length != len(frame):
+        raise FrameError(f"a frame of {len(frame)} bytes says that it has {head.length}")
+    return head
 
 
 def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
@@ -94,8 +94,7 @@ def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
 
 def parse_read(frame: memoryview) -> ReadRequest:
     """The body of a READ."""
-    handle, offset, size, *_ = _body(_READ_IN, frame)
-    return ReadRequest(handle, offset, size)
+    return ReadRequest._make(_body(_READ_IN, frame))
 
 
 def parse_seek(frame: memoryview) -> SeekRequest:
@@ -111,7 +110,7 @@ def parse_interrupt(frame: memoryview) -> int:
 
 def limit_read_size(frame: memoryview, limit: int) -> None:
     """Lower the size that a READDIR or READDIRPLUS asks for to *limit* bytes."""
-    _, _, size, *_ = _body(_READ_IN, frame)
+    _, _, size = _body(_READ_IN, frame)
     if size > limit:
         _READ_SIZE.pack_into(frame, _READ_SIZE_AT, limit)
 
