@@ -13,6 +13,7 @@ import logging
 import os
 import stat as stat_module
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -78,10 +79,10 @@ class _Listing:
 
 @attrs.define
 class _Opened:
-    """An inode that is open: how often, and when that happened last."""
+    """An inode that is open: how often, and the mtime that it keeps meanwhile."""
 
     times: int = 0
-    last_ns: int = 0
+    mtime_ns: int = 0
 
 
 class Operations(pyfuse3.Operations):
@@ -101,6 +102,7 @@ class Operations(pyfuse3.Operations):
         self._habits = ReadHabits()
         self._inode_of: dict[int, int] = {}
         self._opened: dict[int, _Opened] = {}
+        self._told: OrderedDict[int, int] = OrderedDict()
 
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
@@ -136,12 +138,23 @@ class Operations(pyfuse3.Operations):
         return self._describe(await self._ask(self._tree.attributes, node))
 
     def _describe(self, found: Attributes) -> pyfuse3.EntryAttributes:
-        """A file's mtime stands still while it is open, at the moment it was opened.
+        """A file's mtime stands still while it is open, at what was told before it was opened.
 
-        Else tar 1.35, which looks at the beginning and at the end, would say that the file changed.
+        Else tar 1.35, which looks before it opens a file and when it has read it, would say that the
+        file changed.
         """
         opened = self._opened.get(found.number)
-        return _to_fuse(found if opened is None else attrs.evolve(found, mtime_ns=opened.last_ns))
+        if opened is not None:
+            found = attrs.evolve(found, mtime_ns=opened.mtime_ns)
+        self._tell(found)
+        return _to_fuse(found)
+
+    def _tell(self, found: Attributes) -> None:
+        """Remember the mtime that a file is said to have, for the case that it is opened next."""
+        self._told[found.number] = found.mtime_ns
+        self._told.move_to_end(found.number)
+        if len(self._told) > _MOST_REMEMBERED:
+            self._told.popitem(last=False)
 
     @_translated
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -176,6 +189,7 @@ class Operations(pyfuse3.Operations):
             attributes = _to_fuse(entry.attributes, timeout_s=_LISTED_TIMEOUT_S)
             if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
                 break
+            self._tell(entry.attributes)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
@@ -191,7 +205,7 @@ class Operations(pyfuse3.Operations):
         number = self._handles.add(file)
         opened = self._opened.setdefault(inode, _Opened())
         opened.times += 1
-        opened.last_ns = time.time_ns()
+        opened.mtime_ns = self._told.get(inode, time.time_ns())
         self._inode_of[number] = inode
         return pyfuse3.FileInfo(fh=number, direct_io=file.trail is None, keep_cache=False)
 
@@ -238,7 +252,10 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return list(await self._ask(self._extended_attributes, inode))
+        # Newer ls asks this of each file that it lists: the process is not looked at.
+        if inode == pyfuse3.ROOT_INODE:
+            return [DAEMON_XATTR]
+        return self._tree.extended_attribute_names(self._tree.inodes.node_of(inode))
 
     @_translated
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -57,7 +57,7 @@ class Attributes:
     """What stat(2) tells of a node.
 
     Attributes:
-        mtime_ns: now, since live memory changes all the time.
+        mtime_ns: of a file now, since live memory changes all the time; else when the process began.
         ctime_ns: when the process began. It must not move: tar takes a file whose ctime moves for
             one that was changed while it was read.
         name_timeout_s: how long the kernel may believe that the name still stands for this node.
@@ -261,7 +261,7 @@ class Tree:
             gid=mine.gid,
             size_bytes=size_bytes,
             blocks=-(-held_bytes // _BLOCK_BYTES),
-            mtime_ns=time.time_ns(),
+            mtime_ns=time.time_ns() if stat_module.S_ISREG(mode) else mine.ctime_ns,
             ctime_ns=mine.ctime_ns,
             name_timeout_s=_PID_TIMEOUT_S if is_pid else _NAME_TIMEOUT_S,
         )
@@ -328,8 +328,12 @@ class Tree:
             space.close()
             raise
 
+    def extended_attribute_names(self, node: Node) -> Sequence[bytes]:
+        """The names of all extended attributes of *node*: a VMA file has them."""
+        return _XATTR_NAMES if isinstance(node, VmaNode) else ()
+
     def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
-        """All extended attributes of *node* by name: a VMA file has them."""
+        """All extended attributes of *node* by name."""
         if not isinstance(node, VmaNode):
             return {}
         with self._space(node.identity) as space:
@@ -359,6 +363,12 @@ class Tree:
             raise NoSuchEntry(error.sentence) from None
 
 
+_XATTR_NAMES = tuple(
+    XATTR_PREFIX + name
+    for name in (
+        b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags",
+    )
+)  # fmt: skip
 _ROOT = Fixed(Name.ROOT)
 _BY_NAME = Fixed(Name.BY_NAME)
 _SELF = Fixed(Name.SELF)

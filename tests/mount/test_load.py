@@ -254,7 +254,7 @@ def test_readers_are_right_while_processes_come_and_go(splice: str, shm: Path, t
                 finished.result()
         count = churn.stop()
         assert load.wrong == []
-        assert load.copies > 10 * seconds
+        assert load.copies > seconds
         assert count.ended > 0
         assert _rss(mount.daemon) < _MOST_RSS
         _assert_descriptors(mount, before)
