@@ -14,8 +14,6 @@ from enum import IntEnum, IntFlag
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# A PyDLL keeps the GIL: the child of a raw clone3 returns into a consistent interpreter.
-_libc_with_gil = ctypes.PyDLL(None, use_errno=True)
 
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
@@ -35,7 +33,6 @@ _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 _libc.shmat.restype = ctypes.c_void_p
 _libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
-_libc_with_gil.syscall.restype = ctypes.c_long
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -94,7 +91,6 @@ class Call(IntEnum):
     """System call numbers of x86-64 that glibc may lack a function for."""
 
     USERFAULTFD = 323
-    CLONE3 = 435
     MEMFD_SECRET = 447
 
 
@@ -232,19 +228,17 @@ def mount_proc() -> None:
 
 
 def fork_with_pid(pid: int) -> int:
-    """fork(), with a chosen *pid* for the child (clone3 set_tid, Linux 5.5); EEXIST where it is taken.
+    """fork(), with a chosen *pid* for the child; EEXIST where it is taken.
 
-    The caller must have one thread only, and the child should do little but exec.
+    By ns_last_pid, see proc_sys_kernel(5): no one else may fork in this pid namespace meanwhile.
     """
-    wanted = (ctypes.c_int * 1)(pid)
-    # struct clone_args of <linux/sched.h>: flags pidfd child_tid parent_tid exit_signal stack stack_size tls
-    # set_tid set_tid_size cgroup
-    arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
-    size = ctypes.c_size_t(ctypes.sizeof(arguments))
-    result = _libc_with_gil.syscall(Call.CLONE3, ctypes.byref(arguments), size)
-    if result == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    return int(_check(result, f"clone3 with pid {pid}"))
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+    child = os.fork()
+    if child not in (0, pid):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise OSError(errno.EEXIST, f"{pid} is taken")
+    return child
 
 
 def start(argv: Sequence[str], descriptors: tuple[int, int, int], pid: int | None = None) -> int:
