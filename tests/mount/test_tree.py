@@ -19,7 +19,7 @@ from support.pattern import PAGE
 from support.target import Target
 
 _SECONDS_FOR_NAMES = 3.0
-_SECONDS_FOR_ATTRIBUTES = 9.0
+_SECONDS_FOR_ATTRIBUTES = 30  # ls of Debian 13 asks three times for the attributes of each file
 _NO_ONE_READS = (b"[vvar", b"[vsyscall]")
 
 LABELS = {
@@ -80,7 +80,7 @@ def test_every_name_that_is_listed_can_be_looked_up(memfs: Mount, holder: Target
     vmas = memfs.process(holder.pid) / "vmas"
     for name in os.listdir(vmas):
         assert (vmas / name).is_file()
-    check("ls", "-l", vmas)
+    check("ls", "-l", vmas, timeout=60)
 
 
 def test_secret_memory_has_no_file_and_stands_in_maps(memfs: Mount, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_process_of_60000_mappings_is_listed_in_time(memfs: Mount, tmp_path: P
         begun = time.monotonic()
         assert int(check("sh", "-c", f"ls {vmas} | wc -l")) == count
         names_done = time.monotonic()
-        listed = check("ls", "-l", vmas).decode().splitlines()
+        listed = check("ls", "-l", vmas, timeout=60).decode().splitlines()
         attributes_done = time.monotonic()
         assert names_done - begun < _SECONDS_FOR_NAMES
         assert attributes_done - names_done < _SECONDS_FOR_ATTRIBUTES
