@@ -184,7 +184,7 @@ class _Load:
             self._dd("64K"),
             self._cp_sparse,
             self._dd("1M", "iflag=direct"),
-            self._dd("5000"),
+            self._dd("4K"),
         ]
         copy = self._directory / f"copy-{number}"
         turn = number
