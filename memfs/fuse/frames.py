@@ -45,7 +45,6 @@ _READ_SIZE = struct.Struct("=I")
 _READ_SIZE_AT = _IN_HEADER.size + 16
 
 OUT_HEADER_BYTES = _OUT_HEADER.size
-IN_HEADER_BYTES = _IN_HEADER.size
 
 
 class Head(NamedTuple):
