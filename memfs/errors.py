@@ -57,6 +57,31 @@ class AccessDenied(MemfsError):
     number = errno.EACCES
 
 
+class TargetBusy(MemfsError):
+    """The process cannot be stopped now: someone else traces it, or it does not come out of the kernel."""
+
+    number = errno.EBUSY
+
+
+class NameTaken(MemfsError):
+    """There is a snapshot of that name already."""
+
+    number = errno.EEXIST
+
+
+class TooMany(MemfsError):
+    """A limit on snapshots is reached."""
+
+    number = errno.ENOSPC
+
+
+@attrs.frozen
+class CannotFreeze(MemfsError):
+    """The kernel would not make a frozen copy of a process; *cause* is its errno."""
+
+    cause: int = errno.EIO
+
+
 class BadOption(MemfsError):
     """An option that is unknown, or cannot be meant as it stands."""
 
@@ -71,6 +96,8 @@ class CannotMount(MemfsError):
 
 def errno_of(error: BaseException) -> int:
     """The errno that *error* stands for; EIO where it says nothing better."""
+    if isinstance(error, CannotFreeze):
+        return error.cause
     if isinstance(error, MemfsError):
         return error.number
     if isinstance(error, OSError) and error.errno:

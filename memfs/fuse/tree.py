@@ -19,7 +19,7 @@ import attrs
 from memfs.errors import NoSuchEntry, TargetExited
 from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, VmaNode
 from memfs.fuse.names import XATTR_PREFIX
-from memfs.image.live import LiveMemory, resident_bytes
+from memfs.image.memory import Memory, resident_bytes
 from memfs.image.source import Source
 from memfs.image.text import Text
 from memfs.linux import procfs
@@ -321,9 +321,9 @@ class Tree:
         space = self._space(identity, memory=True)
         try:
             if node is None:
-                return LiveMemory(space, space.layout(), Span(0, space.end()), flat=True)
+                return Memory(space, space.layout(), Span(0, space.end()), flat=True)
             span = _region(space, node).span
-            return LiveMemory(space, space.layout_over(span), span, flat=False)
+            return Memory(space, space.layout_over(span), span, flat=False)
         except BaseException:
             space.close()
             raise

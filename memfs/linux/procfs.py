@@ -281,6 +281,52 @@ def read_status(pid: int) -> Status:
 
 
 @attrs.frozen
+class ThreadStatus:
+    """What memfs needs of ``/proc/PID/task/TID/status``.
+
+    Attributes:
+        tracer: the process that traces it; 0 for none.
+        seccomp: SECCOMP_MODE_*; 0 for none.
+        pending, shared_pending, blocked: signal sets, bit 0 for signal 1; what waits for the thread,
+            what waits for any thread of the process, and what this one does not take now.
+    """
+
+    state: bytes
+    tracer: int
+    seccomp: int
+    pending: int
+    shared_pending: int
+    blocked: int
+
+
+_THREAD_STATUS_LINE = re.compile(
+    rb"^(State|TracerPid|Seccomp|SigPnd|ShdPnd|SigBlk):\t([0-9A-Za-z]+)", re.MULTILINE
+)
+
+
+def parse_thread_status(text: bytes) -> ThreadStatus:
+    """``/proc/PID/task/TID/status``."""
+    fields = dict(_THREAD_STATUS_LINE.findall(text))
+    return ThreadStatus(
+        state=fields[b"State"],
+        tracer=int(fields[b"TracerPid"]),
+        seccomp=int(fields.get(b"Seccomp", 0)),
+        pending=int(fields[b"SigPnd"], 16),
+        shared_pending=int(fields[b"ShdPnd"], 16),
+        blocked=int(fields[b"SigBlk"], 16),
+    )
+
+
+def read_thread_status(pid: int, tid: int) -> ThreadStatus:
+    """``/proc/PID/task/TID/status``.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such thread.
+    """
+    return parse_thread_status(read_file(f"/proc/{pid}/task/{tid}/status"))
+
+
+@attrs.frozen
 class MemoryUse:
     """One VMA of ``/proc/PID/smaps``: what it holds, and the kernel's flags for it.
 

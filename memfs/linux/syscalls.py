@@ -130,6 +130,20 @@ def read_process(pid: int, address: int, into: memoryview) -> int:
     return copied
 
 
+_libc.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
+_libc.tgkill.restype = ctypes.c_int
+
+
+def send_to_thread(pid: int, tid: int, number: int) -> None:
+    """tgkill(2): send a signal to one thread.
+
+    Raises:
+        ProcessLookupError: there is no such thread.
+    """
+    if _libc.tgkill(pid, tid, number) < 0:
+        raise _os_error("tgkill")
+
+
 def umount(path: bytes, flags: UmountFlag) -> None:
     """umount2(2).
 

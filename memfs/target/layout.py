@@ -29,6 +29,10 @@ class Kind(enum.Enum):
     """In the file, the memfd or the shared memory object."""
     OPAQUE = enum.auto()
     """Wherever the kernel finds them: to be had through the address space only (vDSO, devices)."""
+    COPIED = enum.auto()
+    """In a copy that was made of it while its process was stopped."""
+    ABSENT = enum.auto()
+    """In the process, but not in this frozen copy of it."""
     UNREADABLE = enum.auto()
     """No one can read them: vvar, vsyscall, I/O and PFN mappings, secretmem; nor we our own mount."""
 

@@ -16,19 +16,19 @@ import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
-from typing import Self
 
 import attrs
 
-from memfs.errors import AccessDenied, MemfsError, RangeUnmapped, TargetExited, TargetReplaced
+from memfs.errors import AccessDenied, MemfsError, TargetExited, TargetReplaced
 from memfs.linux import procfs
 from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
 from memfs.linux.procfs import Mapping, MemoryUse
-from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.span import Span
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
-from memfs.target.layout import USER_END, Device, Layout, Region, make_layout, may_be_device
+from memfs.target.layout import Device, Layout, make_layout, may_be_device
+from memfs.target.space import Space, unmapped
 
 
 @attrs.frozen
@@ -81,12 +81,14 @@ def _read_flags(identity: Identity) -> VmaFlags:
     return VmaFlags(uses, tuple(spans[start] for start in fetching))
 
 
-class AddressSpace:
-    """One mm, held open. The owner closes it.
+class AddressSpace(Space):
+    """One mm of a running process, held open.
 
     Attributes:
         mem: descriptor of ``/proc/PID/mem``; -1 where it was opened without memory.
     """
+
+    waits = True
 
     def __init__(
         self, identity: Identity, flags: VmaFlagsCache, *, memory: bool, own_device: Device | None = None
@@ -120,11 +122,10 @@ class AddressSpace:
             self._pagemap = self._open("pagemap")
             if memory:
                 self.mem = self._open("mem")
-            after = self._process.ensure_same()
-            if before.same_program(after):
-                self._stat = after
+            self.stat = self._process.ensure_same()
+            if before.same_program(self.stat):
                 return
-            before = after
+            before = self.stat
             self._close_files()
 
     def _open(self, name: str) -> int:
@@ -148,12 +149,6 @@ class AddressSpace:
         for fd in held:
             if fd >= 0:
                 os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def gone(self) -> MemfsError:
         """The error for an mm that has no user any more: has the process ended, or exec'ed?"""
@@ -197,32 +192,6 @@ class AddressSpace:
         if devices:
             uses = self._read_flags(devices).uses
         return make_layout(mappings, uses, self._own_device)
-
-    def region_at(self, address: int) -> Region | None:
-        """The region that covers *address* now."""
-        return next(iter(self.layout_over(Span(address, address + 1)).regions), None)
-
-    def heap(self) -> Region | None:
-        """The heap of brk(2): the first part of it, where mprotect has split it."""
-        # It begins on the page behind the program's data, heap_start need not be on a page's start.
-        found = self.layout_over(Span(self._stat.heap_start, self._stat.heap_start + PAGE_BYTES)).regions
-        return next((region for region in found if region.mapping.path == b"[heap]"), None)
-
-    def stack(self) -> Region | None:
-        """The main thread's stack."""
-        found = self.region_at(self._stat.stack_start)
-        return found if found is not None and found.mapping.path == b"[stack]" else None
-
-    def text(self) -> Region | None:
-        """The first mapping of the executable that can be run."""
-        found = self.region_at(self._stat.code_start)
-        return found if found is not None and found.mapping.inode else None
-
-    def end(self) -> int:
-        """The end of the highest mapping in user space."""
-        # Nothing but the vDSO and the like lies above the stack: few VMAs are looked at.
-        above = self.mappings_over(Span(self._stat.stack_start, USER_END))
-        return max((mapping.span.end for mapping in above), default=0) or self.layout().end
 
     def use_of(self, start: int) -> MemoryUse | None:
         """What smaps says of the VMA that begins at *start*; None where there is none."""
@@ -332,7 +301,7 @@ class AddressSpace:
             TargetExited, TargetReplaced: it may have been done to another program.
         """
         next(self.mappings_over(Span(0, 1)), None)
-        if not self._process.ensure_same().same_program(self._stat):
+        if not self._process.ensure_same().same_program(self.stat):
             raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
 
 
@@ -359,8 +328,3 @@ def _open_object(path: bytes, inode: int, device: tuple[int, int] | None) -> int
             return os.open(again, os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(looked_at)
-
-
-def unmapped(address: int) -> RangeUnmapped:
-    """The error for an address at which nothing can be read."""
-    return RangeUnmapped(f"nothing can be read at address {address:#x}")

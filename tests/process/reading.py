@@ -17,7 +17,7 @@ from support.pattern import PAGE
 from support.target import Target
 from unit.ways import Way, copied
 
-from memfs.image.live import LiveMemory
+from memfs.image.memory import Memory
 from memfs.image.source import Workspace
 from memfs.linux import span as memfs_span
 from memfs.linux.pagemap import Scanner
@@ -49,10 +49,10 @@ class Reader:
         space = AddressSpace(identify(pid), VmaFlagsCache(), memory=True)
         space._queries = self.queries
         if self.flat:
-            source = LiveMemory(space, space.layout(), memfs_span.Span(0, space.end()), flat=True)
+            source = Memory(space, space.layout(), memfs_span.Span(0, space.end()), flat=True)
         else:
             wanted = memfs_span.Span(span.start, span.end)
-            source = LiveMemory(space, space.layout_over(wanted), wanted, flat=False)
+            source = Memory(space, space.layout_over(wanted), wanted, flat=False)
         workspace = Workspace()
         if not self.scans:
             workspace.scanner = Scanner(use_scan=False)
@@ -73,7 +73,7 @@ READERS = (
 class Opened:
     """A live process, open; addresses in, bytes and addresses out."""
 
-    source: LiveMemory
+    source: Memory
     base: int
     workspace: Workspace
 

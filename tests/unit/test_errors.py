@@ -12,6 +12,10 @@ NUMBERS = {
     errors.TargetReplaced: errno.ESTALE,
     errors.RangeUnmapped: errno.EIO,
     errors.AccessDenied: errno.EACCES,
+    errors.TargetBusy: errno.EBUSY,
+    errors.NameTaken: errno.EEXIST,
+    errors.TooMany: errno.ENOSPC,
+    errors.CannotFreeze: errno.EIO,
     errors.BadOption: errno.EINVAL,
     errors.CannotMount: errno.EINVAL,
 }
@@ -30,6 +34,10 @@ def test_the_errno_of_the_kernel_is_passed_on_and_all_else_is_an_input_output_er
     assert errors.errno_of(OSError(errno.ENXIO, "no more data")) == errno.ENXIO
     assert errors.errno_of(OSError("no number")) == errno.EIO
     assert errors.errno_of(ValueError("a bug")) == errno.EIO
+
+
+def test_what_the_kernel_said_to_a_freeze_is_passed_on() -> None:
+    assert errors.errno_of(errors.CannotFreeze("no more processes", cause=errno.EAGAIN)) == errno.EAGAIN
 
 
 def test_a_sentence_carries_its_hint_where_there_is_one() -> None:

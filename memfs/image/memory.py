@@ -1,4 +1,4 @@
-"""The memory of a running process as a source: where each byte is, and how to get it unnoticed.
+"""The memory of a process, running or frozen, as a source: where each byte is, and how to get it unnoticed.
 
 Offsets are the source's, addresses the target's; nothing else is converted here. What the page
 tables do not know is never read through the target, which would fault it in, but taken from the
@@ -17,24 +17,25 @@ from memfs.image.source import Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
-from memfs.target.process import AddressSpace, unmapped
+from memfs.target.space import Space, unmapped
 
+_IN_PAGE_CACHE = (Kind.SHARED, Kind.PRIVATE_FILE, Kind.COPIED)
 _SCAN_AHEAD_BYTES = 8 << 20
 _TOUCHED_S = 0.02
 """How long a page that was there is taken to be there. One that is gone meanwhile reads as zeros, as
 it should, but reading it maps the zero page into the target."""
 
 
-class LiveMemory(Source):
+class Memory(Source):
     """A range of a process's addresses: one VMA, or the flat address space.
 
     It owns the address space, and descriptors of the objects mapped there, each opened when needed.
     """
 
-    def __init__(self, space: AddressSpace, layout: Layout, span: Span, *, flat: bool) -> None:
+    def __init__(self, space: Space, layout: Layout, span: Span, *, flat: bool) -> None:
         """Show the addresses of *span*; where nothing is mapped, a *flat* source has holes."""
         self.size_bytes = span.size
-        self.has_cached_pages = any(r.kind in (Kind.SHARED, Kind.PRIVATE_FILE) for r in layout.over(span))
+        self.has_cached_pages = any(r.kind in _IN_PAGE_CACHE for r in layout.over(span))
         self._space = space
         self._layout = layout
         self._span = span
@@ -95,12 +96,22 @@ class LiveMemory(Source):
             self._add_object(region, part, scanner, found)
         elif region.kind is Kind.OPAQUE:
             found.append(self._memory(part))
+        elif region.kind is Kind.COPIED:
+            found.append(Piece(part.size, self._space.copied, part.start, cached=True))
+        elif region.kind is Kind.ABSENT:
+            raise unmapped(part.start)
         else:
             found.append(self._nothing(part))
 
     def _memory(self, part: Span) -> Piece:
         """Bytes of the mm. This reads what PROT_NONE hides, and faults in what is not there."""
         return Piece(part.size, self._space.mem, part.start, cached=False)
+
+    def _fetched(self, part: Span) -> Piece:
+        """Bytes that someone has to supply first, and no one does to a frozen copy."""
+        if not self._space.waits:
+            raise unmapped(part.start)
+        return self._memory(part)
 
     def _nothing(self, part: Span) -> Piece:
         """Addresses at which nothing can be read."""
@@ -120,7 +131,7 @@ class LiveMemory(Source):
             self._dense_up_to = first.span.end
             found.append(self._memory(part))
         elif any(not run.held for run in runs) and self._space.is_fetched(part):
-            found.append(self._memory(part))
+            found.append(self._fetched(part))
         else:
             self._add_runs(part, runs, found)
 
@@ -158,9 +169,9 @@ class LiveMemory(Source):
         """
         fd = self._object(region)
         if fd < 0 or self._space.is_fetched(part):
-            found.append(self._memory(part))
+            found.append(self._memory(part) if fd < 0 else self._fetched(part))
             return
-        to_file = region.mapping.offset - region.span.start
+        to_file = _to_file(region)
         file_end = os.fstat(fd).st_size - to_file
         last_page = Span(file_end, file_end).page_aligned()
         at = min(part.end, max(part.start, last_page.start))
@@ -267,15 +278,17 @@ class LiveMemory(Source):
         if region.kind is Kind.UNREADABLE:
             self._nothing(part)
             return part.end if data else part.start
-        if region.kind is Kind.OPAQUE or self._space.is_fetched(part):
+        if region.kind in (Kind.OPAQUE, Kind.ABSENT) or self._space.is_fetched(part):
             return part.start if data else part.end
+        if region.kind is Kind.COPIED:
+            return _find_in_file(self._space.copied, part, 0, data=data)
         if region.kind is Kind.ANONYMOUS:
             return self._find_page(part, scanner, data=data)
         fd = self._object(region)
         if fd < 0:
             return part.start if data else part.end
         if region.kind is Kind.SHARED:
-            return _find_in_file(region, part, fd, data=data)
+            return _find_in_file(fd, part, _to_file(region), data=data)
         return self._find_in_both(region, part, fd, scanner, data=data)
 
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
@@ -296,29 +309,33 @@ class LiveMemory(Source):
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
-        at = part.start
+        at, to_file = part.start, _to_file(region)
         for run in self._space.pages(part.page_aligned(), scanner):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))
-            if between and (found := _find_in_file(region, between, fd, data=data)) < between.end:
-                return found
+            if between and (at_file := _find_in_file(fd, between, to_file, data=data)) < between.end:
+                return at_file
             if data is (run.kind is PageKind.OWN):
                 return between.end
             at = run.span.end
-        return _find_in_file(region, Span(at, part.end), fd, data=data) if at < part.end else part.end
+        return _find_in_file(fd, Span(at, part.end), to_file, data=data) if at < part.end else part.end
 
 
 def _zeros(size: int) -> Piece:
     return Piece(size, None, 0, cached=False)
 
 
-def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
+def _to_file(region: Region) -> int:
+    """What must be added to an address in *region* to have an offset in the object mapped there."""
+    return region.mapping.offset - region.span.start
+
+
+def _find_in_file(fd: int, part: Span, to_file: int, *, data: bool) -> int:
     """Data or a hole in the mapped object, as an address; the end of *part* where there is none.
 
     What lies behind the end of the file cannot be read by anyone: it counts as a hole.
     """
-    to_file = region.mapping.offset - region.span.start
     begin = part.start + to_file
     try:
         at = os.lseek(fd, begin, os.SEEK_DATA if data else os.SEEK_HOLE)
@@ -335,6 +352,6 @@ def _find_in_file(region: Region, part: Span, fd: int, *, data: bool) -> int:
     return min(max(at - to_file, part.start), part.end)
 
 
-def resident_bytes(space: AddressSpace, part: Span, scanner: Scanner) -> int:
+def resident_bytes(space: Space, part: Span, scanner: Scanner) -> int:
     """How much of *part* is in memory or swapped out, as far as the page tables tell."""
     return sum(run.span.size for run in space.pages(part, scanner) if run.held)

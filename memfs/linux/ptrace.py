@@ -1,0 +1,227 @@
+"""ptrace(2) and the waiting that belongs to it, typed; each call raises OSError.
+
+No policy here. All calls for one tracee must come from the thread that seized it. What that thread has
+seized when it ends, the kernel lets go, in whatever state it is; with Option.EXIT_KILL it kills it.
+"""
+
+import ctypes
+import enum
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from memfs.linux.arch import Registers
+
+
+class _Request(enum.IntEnum):
+    """``enum __ptrace_request`` (``<linux/ptrace.h>``)."""
+
+    CONT = 7
+    DETACH = 17
+    SYSCALL = 24
+    SETOPTIONS = 0x4200
+    GETEVENTMSG = 0x4201
+    GETSIGINFO = 0x4202
+    GETREGSET = 0x4204
+    SETREGSET = 0x4205
+    SEIZE = 0x4206
+    INTERRUPT = 0x4207
+    PEEKSIGINFO = 0x4209
+    GETSIGMASK = 0x420A
+    SETSIGMASK = 0x420B
+
+
+class Option(enum.IntFlag):
+    """``PTRACE_O_*``."""
+
+    NONE = 0
+    TRACE_SYSGOOD = 1
+    TRACE_CLONE = 1 << 3
+    EXIT_KILL = 1 << 20
+    SUSPEND_SECCOMP = 1 << 21
+    """Needs CAP_SYS_ADMIN, and a tracer that is under no seccomp filter itself."""
+
+
+class Event(enum.IntEnum):
+    """``PTRACE_EVENT_*``: what a stop is about, besides its signal."""
+
+    NONE = 0
+    CLONE = 3
+    STOP = 128
+
+
+class RegisterSet(enum.IntEnum):
+    """``NT_*`` (``<elf.h>``), as they are in a core file too."""
+
+    GENERAL = 1
+    FLOATING = 2
+    X86_EXTENDED = 0x202
+
+
+class Status(NamedTuple):
+    """What waitpid(2) told of a tracee.
+
+    Attributes:
+        alive: False where it has ended.
+        signal: by which it stopped; 0x80 is added for a stop at a system call.
+        event: one of :class:`Event`, or another number.
+    """
+
+    alive: bool
+    signal: int
+    event: int
+
+
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+_WALL = 0x4000_0000
+_REGISTER_SET_ROOM = 1 << 14  # an XSAVE area with AMX tiles takes 11 KiB
+_SIGNAL_SET_BYTES = 8
+_SIGINFO_BYTES = 128
+_MOST_PEEKED = 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _PeekArguments(ctypes.Structure):
+    """``struct ptrace_peeksiginfo_args``."""
+
+    _fields_ = (("offset", ctypes.c_uint64), ("flags", ctypes.c_uint32), ("count", ctypes.c_int32))
+
+
+def _ptrace(request: _Request, tid: int, address: int = 0, data: int = 0) -> int:
+    done: int = _libc.ptrace(request, tid, address, data)
+    if done < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"ptrace {request.name} of {tid}: {os.strerror(number)}")
+    return done
+
+
+def seize(tid: int, options: Option = Option.NONE) -> None:
+    """Begin to trace a thread, which goes on running.
+
+    Raises:
+        ProcessLookupError: there is no such thread.
+        PermissionError: it may not be traced, is traced by someone else, or is a zombie.
+    """
+    _ptrace(_Request.SEIZE, tid, 0, options)
+
+
+def interrupt(tid: int) -> None:
+    """Make a seized thread stop, with Event.STOP."""
+    _ptrace(_Request.INTERRUPT, tid)
+
+
+def set_options(tid: int, options: Option) -> None:
+    """Replace the options; children that are traced from birth inherit them.
+
+    Raises:
+        PermissionError, OSError(EINVAL): one of them is not to be had.
+    """
+    _ptrace(_Request.SETOPTIONS, tid, 0, options)
+
+
+def resume(tid: int, number: int) -> None:
+    """Let a stopped thread go on; at a stop for the delivery of a signal, *number* is what it gets."""
+    _ptrace(_Request.CONT, tid, 0, number)
+
+
+def run_to_call(tid: int) -> None:
+    """Let a stopped thread run to the beginning or the end of its next system call."""
+    _ptrace(_Request.SYSCALL, tid)
+
+
+def detach(tid: int) -> None:
+    """Let a stopped thread go; it goes back into a group stop if it was in one."""
+    _ptrace(_Request.DETACH, tid)
+
+
+def event_message(tid: int) -> int:
+    """At Event.CLONE: the number of the new thread or process."""
+    message = ctypes.c_ulong()
+    _ptrace(_Request.GETEVENTMSG, tid, 0, ctypes.addressof(message))
+    return message.value
+
+
+def get_registers(tid: int, layout: type[Registers]) -> Registers:
+    """The general registers of a stopped thread."""
+    registers = layout()
+    vector = _IoVec(ctypes.addressof(registers), ctypes.sizeof(registers))
+    _ptrace(_Request.GETREGSET, tid, RegisterSet.GENERAL, ctypes.addressof(vector))
+    return registers
+
+
+def set_registers(tid: int, registers: Registers) -> None:
+    """Replace the general registers of a stopped thread."""
+    vector = _IoVec(ctypes.addressof(registers), ctypes.sizeof(registers))
+    _ptrace(_Request.SETREGSET, tid, RegisterSet.GENERAL, ctypes.addressof(vector))
+
+
+def read_register_set(tid: int, which: RegisterSet) -> bytes:
+    """A whole register set of a stopped thread.
+
+    Raises:
+        OSError: ENODEV where the processor has no such set.
+    """
+    buffer = ctypes.create_string_buffer(_REGISTER_SET_ROOM)
+    vector = _IoVec(ctypes.addressof(buffer), _REGISTER_SET_ROOM)
+    _ptrace(_Request.GETREGSET, tid, which, ctypes.addressof(vector))
+    return buffer.raw[: vector.length]
+
+
+def get_signal_mask(tid: int) -> int:
+    """The signals that a stopped thread blocks, bit 0 for signal 1."""
+    mask = ctypes.c_uint64()
+    _ptrace(_Request.GETSIGMASK, tid, _SIGNAL_SET_BYTES, ctypes.addressof(mask))
+    return mask.value
+
+
+def set_signal_mask(tid: int, mask: int) -> None:
+    """Replace them."""
+    value = ctypes.c_uint64(mask)
+    _ptrace(_Request.SETSIGMASK, tid, _SIGNAL_SET_BYTES, ctypes.addressof(value))
+
+
+def read_pending(tid: int) -> int:
+    """The signals that wait for a stopped thread alone, of those that carry information."""
+    infos = (ctypes.c_int32 * (_SIGINFO_BYTES // 4 * _MOST_PEEKED))()
+    arguments = _PeekArguments(0, 0, _MOST_PEEKED)
+    count = _ptrace(_Request.PEEKSIGINFO, tid, ctypes.addressof(arguments), ctypes.addressof(infos))
+    pending = 0
+    for index in range(count):
+        pending |= 1 << infos[index * (_SIGINFO_BYTES // 4)] - 1
+    return pending
+
+
+def prepare_to_wait() -> None:
+    """Once for each thread that waits: SIGCHLD is kept for :func:`wait` to take."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
+
+def wait(tid: int, deadline: float) -> Status:
+    """Wait until a tracee stops or ends.
+
+    Args:
+        deadline: by ``time.monotonic()``.
+    Raises:
+        TimeoutError: it did neither by then.
+        ChildProcessError: it is no tracee of ours.
+    """
+    while True:
+        found, status = os.waitpid(tid, _WALL | os.WNOHANG)
+        if found:
+            break
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"thread {tid} does not stop")
+        signal.sigtimedwait({signal.SIGCHLD}, left)
+    if os.WIFSTOPPED(status):
+        return Status(True, os.WSTOPSIG(status), status >> 16)
+    return Status(False, 0, 0)

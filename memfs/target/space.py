@@ -1,0 +1,124 @@
+"""What can be asked of an address space, be it of a running process or of a frozen copy of one."""
+
+import abc
+from collections.abc import Iterator
+from typing import ClassVar, Self
+
+from memfs.errors import RangeUnmapped
+from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
+from memfs.linux.procfs import Mapping, MemoryUse, Stat
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target.identity import Identity
+from memfs.target.layout import USER_END, Layout, Region
+
+
+class Space(abc.ABC):
+    """One address space, held. The owner closes it.
+
+    Attributes:
+        waits: whether a page that is missing may still be supplied by someone.
+        identity: the process.
+        stat: where its heap, its stack and its code begin.
+        mem: a descriptor in which the byte at each address lies at that offset.
+        copied: the same for what was copied out of it, Kind.COPIED; -1 where nothing was.
+    """
+
+    waits: ClassVar[bool]
+    identity: Identity
+    stat: Stat
+    mem: int
+    copied: int = -1
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def maps_text(self) -> bytes:
+        """The text of ``/proc/PID/maps``."""
+
+    @abc.abstractmethod
+    def layout(self) -> Layout:
+        """All that is mapped."""
+
+    @abc.abstractmethod
+    def layout_over(self, span: Span) -> Layout:
+        """What is mapped in *span* and meets it; cheap where the process has many VMAs."""
+
+    @abc.abstractmethod
+    def mappings_over(self, span: Span, *, paths: bool = False) -> Iterator[Mapping]:
+        """The VMAs that meet *span*, in order; with their *paths* only if asked for.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+
+    @abc.abstractmethod
+    def use_of(self, start: int) -> MemoryUse | None:
+        """What smaps says of the VMA that begins at *start*; None where there is none."""
+
+    @abc.abstractmethod
+    def is_fetched(self, span: Span) -> bool:
+        """Whether a userfaultfd supplies missing pages in some part of *span*."""
+
+    @abc.abstractmethod
+    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+        """What the page tables know of *span*, see :meth:`Scanner.runs`.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+
+    @abc.abstractmethod
+    def read_waiting(self, address: int, view: memoryview) -> int:
+        """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
+
+        Raises:
+            TargetExited, TargetReplaced: it may have been another program's memory.
+            RangeUnmapped: nothing can be read there.
+        """
+
+    @abc.abstractmethod
+    def open_backing(self, mapping: Mapping) -> int:
+        """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.
+
+        Raises:
+            OSError: it cannot be had; then its pages are read through the address space.
+        """
+
+    def region_at(self, address: int) -> Region | None:
+        """The region that covers *address*."""
+        return next(iter(self.layout_over(Span(address, address + 1)).regions), None)
+
+    def heap(self) -> Region | None:
+        """The heap of brk(2): the first part of it, where mprotect has split it."""
+        # It begins on the page behind the program's data, heap_start need not be on a page's start.
+        found = self.layout_over(Span(self.stat.heap_start, self.stat.heap_start + PAGE_BYTES)).regions
+        return next((region for region in found if region.mapping.path == b"[heap]"), None)
+
+    def stack(self) -> Region | None:
+        """The main thread's stack."""
+        found = self.region_at(self.stat.stack_start)
+        return found if found is not None and found.mapping.path == b"[stack]" else None
+
+    def text(self) -> Region | None:
+        """The first mapping of the executable that can be run."""
+        found = self.region_at(self.stat.code_start)
+        return found if found is not None and found.mapping.inode else None
+
+    def end(self) -> int:
+        """The end of the highest mapping in user space."""
+        # Nothing but the vDSO and the like lies above the stack: few VMAs are looked at.
+        above = self.mappings_over(Span(self.stat.stack_start, USER_END))
+        return max((mapping.span.end for mapping in above), default=0) or self.layout().end
+
+
+def unmapped(address: int) -> RangeUnmapped:
+    """The error for an address at which nothing can be read."""
+    return RangeUnmapped(f"nothing can be read at address {address:#x}")

@@ -1,0 +1,157 @@
+"""A process that stands still: every thread stopped by ptrace, and let go as it was found.
+
+It knows nothing of why the process was stopped. All of it happens in the one thread that seized; when
+that thread ends before it has let go, the kernel lets go for it, even of threads that never stopped.
+
+What a thread must not notice: a system call that it waits in was interrupted. Most calls the kernel
+enters again by itself. A few, epoll_wait(2) among them, would return EINTR, for which there was no
+signal: these are entered again too, with their timeout from the beginning.
+"""
+
+import errno
+import os
+import signal
+
+from memfs.errors import AccessDenied, TargetBusy, TargetExited
+from memfs.linux import procfs, ptrace
+from memfs.linux.arch import Architecture, Registers
+from memfs.linux.ptrace import Event, RegisterSet, Status
+from memfs.target.access import why_denied
+from memfs.target.record import ThreadRecord
+
+_ENDED = frozenset((b"Z", b"X", b"x"))
+_STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
+
+
+class StoppedProcess:
+    """The threads of one process, from :meth:`stop` to :meth:`release`.
+
+    Attributes:
+        registers: of each thread, by its number, as they were found.
+    """
+
+    def __init__(self, pid: int, architecture: Architecture, deadline: float) -> None:
+        """*deadline*, by ``time.monotonic()``, is when to give up waiting for a thread."""
+        self.pid = pid
+        self.architecture = architecture
+        self.registers: dict[int, Registers] = {}
+        self._stop_signals: dict[int, int] = {}
+        self._deadline = deadline
+
+    # Stopping
+
+    def stop(self, only: int | None = None) -> None:
+        """Stop every thread, those too that are started meanwhile; or *only* one.
+
+        Raises:
+            TargetExited: the process has ended.
+            TargetBusy: someone else traces it, or a thread does not stop.
+            AccessDenied: it may not be traced.
+        """
+        seen: set[int] = set()
+        while new := ({only} if only is not None else self._tids()) - seen:
+            seen |= new
+            seized = [tid for tid in sorted(new) if self._seize(tid)]
+            for tid in seized:
+                self._await_stop(tid)
+        if not self.registers:
+            raise TargetExited(f"process {self.pid} has ended")
+
+    def _tids(self) -> set[int]:
+        try:
+            return {int(name) for name in os.listdir(f"/proc/{self.pid}/task")}
+        except (FileNotFoundError, ProcessLookupError):
+            raise TargetExited(f"process {self.pid} has ended") from None
+
+    def _seize(self, tid: int) -> bool:
+        """Begin to stop a thread; False where it has ended."""
+        try:
+            ptrace.seize(tid)
+            ptrace.interrupt(tid)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return self._explain_refusal(tid)
+        return True
+
+    def _explain_refusal(self, tid: int) -> bool:
+        """Why *tid* cannot be seized; False where it has ended."""
+        try:
+            status = procfs.read_thread_status(self.pid, tid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        if status.state in _ENDED:
+            return False
+        if status.tracer:
+            raise TargetBusy(
+                f"process {self.pid} is traced by process {status.tracer} already",
+                "let the debugger detach, and try again",
+            )
+        reason = why_denied(self.pid)
+        raise AccessDenied(f"process {self.pid} may not be traced: {reason.cause}", reason.mend)
+
+    def _await_stop(self, tid: int) -> None:
+        while (status := self._wait(tid)).alive and status.event != Event.STOP:
+            # A signal was about to be delivered: it is, and then the thread stops.
+            ptrace.resume(tid, 0 if status.event else status.signal)
+        if status.alive:
+            if status.signal in _STOP_SIGNALS:
+                self._stop_signals[tid] = status.signal
+            self.registers[tid] = ptrace.get_registers(tid, self.architecture.registers)
+
+    def _wait(self, tid: int) -> Status:
+        try:
+            return ptrace.wait(tid, self._deadline)
+        except TimeoutError:
+            raise TargetBusy(
+                f"thread {tid} of process {self.pid} does not come out of the kernel to stop",
+                "it waits for a device, a server or a child of vfork: try again later",
+            ) from None
+
+    # Looking
+
+    def record(self) -> tuple[ThreadRecord, ...]:
+        """All that is to be known of each thread."""
+        return tuple(self._record(tid) for tid in sorted(self.registers))
+
+    def _record(self, tid: int) -> ThreadRecord:
+        return ThreadRecord(
+            tid=tid,
+            general=bytes(self.registers[tid]),
+            floating=ptrace.read_register_set(tid, RegisterSet.FLOATING),
+            extended=_read_extended(tid),
+            stop_signal=self._stop_signals.get(tid, 0),
+            pending=ptrace.read_pending(tid),
+            blocked=ptrace.get_signal_mask(tid),
+        )
+
+    # Letting go
+
+    def release(self) -> None:
+        """Let every thread go on as if nothing had been."""
+        for tid, registers in self.registers.items():
+            try:
+                if self.architecture.was_cut_short(registers) and not self._has_signal(tid):
+                    self.architecture.rewind(registers)
+                    ptrace.set_registers(tid, registers)
+                ptrace.detach(tid)
+            except ProcessLookupError:
+                continue  # killed meanwhile
+        self.registers.clear()
+
+    def _has_signal(self, tid: int) -> bool:
+        """Whether a signal is about to be delivered: then EINTR is what the thread must see."""
+        try:
+            status = procfs.read_thread_status(self.pid, tid)
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return bool((status.pending | status.shared_pending) & ~status.blocked)
+
+
+def _read_extended(tid: int) -> bytes:
+    try:
+        return ptrace.read_register_set(tid, RegisterSet.X86_EXTENDED)
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL):  # a processor without XSAVE
+            raise
+        return b""
