@@ -186,6 +186,8 @@ class Stat:
 
     Attributes:
         comm: the name, at most 15 bytes, any of them.
+        parent, group, session: the numbers of the process's parent, process group and session.
+        nice: -20 to 19.
         start_ticks: when the process began, in clock ticks since boot; exec does not change it.
         address_bytes: size of the address space; 0 where there is none (any more).
         code_start, stack_start, heap_start: addresses that exec chooses anew, as much at random as
@@ -195,7 +197,11 @@ class Stat:
     pid: int
     comm: bytes
     state: bytes
+    parent: int
+    group: int
+    session: int
     flags: TaskFlag
+    nice: int
     start_ticks: int
     address_bytes: int
     code_start: int
@@ -227,7 +233,11 @@ def parse_stat(text: bytes) -> Stat:
         pid=int(text[:opening]),
         comm=text[opening + 1 : closing],
         state=fields[0],
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
         flags=TaskFlag(int(fields[6]) & 0xFFFF_FFFF),
+        nice=int(fields[16]),
         start_ticks=int(fields[19]),
         address_bytes=int(fields[20]),
         code_start=int(fields[23]),
@@ -286,6 +296,7 @@ class ThreadStatus:
 
     Attributes:
         tracer: the process that traces it; 0 for none.
+        inner_number: its own number in the innermost pid namespace that it is in.
         seccomp: SECCOMP_MODE_*; 0 for none.
         pending, shared_pending, blocked: signal sets, bit 0 for signal 1; what waits for the thread,
             what waits for any thread of the process, and what this one does not take now.
@@ -293,6 +304,7 @@ class ThreadStatus:
 
     state: bytes
     tracer: int
+    inner_number: int
     seccomp: int
     pending: int
     shared_pending: int
@@ -300,7 +312,7 @@ class ThreadStatus:
 
 
 _THREAD_STATUS_LINE = re.compile(
-    rb"^(State|TracerPid|Seccomp|SigPnd|ShdPnd|SigBlk):\t([0-9A-Za-z]+)", re.MULTILINE
+    rb"^(State|TracerPid|NSpid|Seccomp|SigPnd|ShdPnd|SigBlk):\t(?:\d+\t(?=\d))*([0-9A-Za-z]+)", re.MULTILINE
 )
 
 
@@ -310,6 +322,7 @@ def parse_thread_status(text: bytes) -> ThreadStatus:
     return ThreadStatus(
         state=fields[b"State"],
         tracer=int(fields[b"TracerPid"]),
+        inner_number=int(fields[b"NSpid"]),
         seccomp=int(fields.get(b"Seccomp", 0)),
         pending=int(fields[b"SigPnd"], 16),
         shared_pending=int(fields[b"ShdPnd"], 16),
