@@ -63,6 +63,10 @@ class TargetBusy(MemfsError):
     number = errno.EBUSY
 
 
+class TargetStuck(TargetBusy):
+    """The same, for a reason that is likely to pass in a moment."""
+
+
 class NameTaken(MemfsError):
     """There is a snapshot of that name already."""
 

@@ -60,6 +60,7 @@ class Architecture:
         result: what a call returned, an errno as a negative number.
         call_number: of the call that the thread was in when it was stopped; -1 for none.
         rewind: back to the instruction by which the thread entered the call.
+        program_counter, jump: where the thread is, and to set it elsewhere.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Architecture:
     result: Callable[[Registers], int]
     call_number: Callable[[Registers], int]
     rewind: Callable[[Registers], None]
+    program_counter: Callable[[Registers], int]
+    jump: Callable[[Registers, int], None]
 
     def was_cut_short(self, registers: Registers) -> bool:
         """Whether the thread is about to see EINTR from a call that can as well be entered again."""
@@ -111,6 +114,14 @@ def _x86_rewind(registers: Registers) -> None:
     registers.rip -= len(X86_64.call_instruction)
 
 
+def _x86_program_counter(registers: Registers) -> int:
+    return int(registers.rip)
+
+
+def _x86_jump(registers: Registers, to: int) -> None:
+    registers.rip = to
+
+
 X86_64 = Architecture(
     name="x86_64",
     call_instruction=b"\x0f\x05",
@@ -132,6 +143,8 @@ X86_64 = Architecture(
     result=_x86_result,
     call_number=_x86_call_number,
     rewind=_x86_rewind,
+    program_counter=_x86_program_counter,
+    jump=_x86_jump,
 )  # fmt: skip
 
 _KNOWN = {table.name: table for table in (X86_64,)}

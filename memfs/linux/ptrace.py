@@ -8,6 +8,7 @@ import ctypes
 import enum
 import os
 import signal
+import struct
 import time
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ class _Request(enum.IntEnum):
     PEEKSIGINFO = 0x4209
     GETSIGMASK = 0x420A
     SETSIGMASK = 0x420B
+    GET_RSEQ_CONFIGURATION = 0x420F
+    SET_SYSCALL_USER_DISPATCH_CONFIG = 0x4210
+    GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 
 class Option(enum.IntFlag):
@@ -44,9 +48,12 @@ class Option(enum.IntFlag):
 
 
 class Event(enum.IntEnum):
-    """``PTRACE_EVENT_*``: what a stop is about, besides its signal."""
+    """What a stop is about: ``PTRACE_EVENT_*``, and two that have no such number."""
 
-    NONE = 0
+    CALL = -1
+    """A system call begins or ends, under Option.TRACE_SYSGOOD."""
+    SIGNAL = 0
+    """A signal is about to be delivered."""
     CLONE = 3
     STOP = 128
 
@@ -64,7 +71,7 @@ class Status(NamedTuple):
 
     Attributes:
         alive: False where it has ended.
-        signal: by which it stopped; 0x80 is added for a stop at a system call.
+        signal: by which it stopped.
         event: one of :class:`Event`, or another number.
     """
 
@@ -73,7 +80,7 @@ class Status(NamedTuple):
     event: int
 
 
-SYSCALL_STOP = signal.SIGTRAP | 0x80
+_CALL_STOP = signal.SIGTRAP | 0x80
 _WALL = 0x4000_0000
 _REGISTER_SET_ROOM = 1 << 14  # an XSAVE area with AMX tiles takes 11 KiB
 _SIGNAL_SET_BYTES = 8
@@ -199,6 +206,39 @@ def read_pending(tid: int) -> int:
     return pending
 
 
+_RSEQ_CONFIGURATION = struct.Struct("=QIIII")  # struct ptrace_rseq_configuration
+_DISPATCH_CONFIG = struct.Struct("=4Q")  # struct ptrace_sud_config
+
+
+def read_rseq_address(tid: int) -> int:
+    """Where a stopped thread has its ``struct rseq`` (``<linux/rseq.h>``); 0 for nowhere.
+
+    Raises:
+        OSError: EIO where the kernel has none (before Linux 5.13).
+    """
+    buffer = ctypes.create_string_buffer(_RSEQ_CONFIGURATION.size)
+    _ptrace(_Request.GET_RSEQ_CONFIGURATION, tid, _RSEQ_CONFIGURATION.size, ctypes.addressof(buffer))
+    address: int = _RSEQ_CONFIGURATION.unpack(buffer)[0]
+    return address
+
+
+def get_call_dispatch(tid: int) -> bytes:
+    """How a stopped thread has its system calls sent back to it, prctl(2) PR_SET_SYSCALL_USER_DISPATCH.
+
+    Raises:
+        OSError: EIO where the kernel does not tell (before Linux 6.4).
+    """
+    buffer = ctypes.create_string_buffer(_DISPATCH_CONFIG.size)
+    _ptrace(_Request.GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _DISPATCH_CONFIG.size, ctypes.addressof(buffer))
+    return buffer.raw
+
+
+def set_call_dispatch(tid: int, config: bytes) -> None:
+    """Put back what :func:`get_call_dispatch` returned; all zeros turn it off."""
+    buffer = ctypes.create_string_buffer(config, _DISPATCH_CONFIG.size)
+    _ptrace(_Request.SET_SYSCALL_USER_DISPATCH_CONFIG, tid, _DISPATCH_CONFIG.size, ctypes.addressof(buffer))
+
+
 def prepare_to_wait() -> None:
     """Once for each thread that waits: SIGCHLD is kept for :func:`wait` to take."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -223,5 +263,6 @@ def wait(tid: int, deadline: float) -> Status:
             raise TimeoutError(f"thread {tid} does not stop")
         signal.sigtimedwait({signal.SIGCHLD}, left)
     if os.WIFSTOPPED(status):
-        return Status(True, os.WSTOPSIG(status), status >> 16)
+        number = os.WSTOPSIG(status)
+        return Status(True, number, Event.CALL if number == _CALL_STOP else status >> 16)
     return Status(False, 0, 0)

@@ -2,23 +2,28 @@
 
 The thread is set to an instruction that enters the kernel, in its vDSO, with the call in its registers;
 afterwards it gets its own registers back. While it runs it takes no signal: all are blocked, and a
-SIGSTOP, which cannot be, is kept and sent again.
+SIGSTOP, which cannot be, is kept and sent again. Nor do its own guards see these calls: a seccomp
+filter is suspended where we may, and the dispatch of its calls to itself is off meanwhile.
 """
 
 import contextlib
 import os
 import signal
+import struct
+import time
 
 from memfs.linux import ptrace
 from memfs.linux.arch import Architecture, Call, Registers
 from memfs.linux.ptrace import Event, Option, Status
-from memfs.linux.syscalls import send_to_thread
+from memfs.linux.span import Span
+from memfs.linux.syscalls import read_process, send_to_thread
 
 _ALL_SIGNALS = (1 << 64) - 1
 _NOT_BEGUN = frozenset((-4, -512, -513, -514, -516))
 """EINTR and the kernel's ERESTART* (``include/linux/errno.h``): something else was to be done first."""
 _TRIES = 16
 _OPTIONS = Option.TRACE_SYSGOOD | Option.TRACE_CLONE
+_DISPATCH_OFF = bytes(32)
 
 
 class Killed(Exception):
@@ -38,7 +43,7 @@ class Injection:
         registers: Registers,
         architecture: Architecture,
         call_address: int,
-        deadline: float,
+        patience_s: float,
         *,
         extra: Option = Option.NONE,
     ) -> None:
@@ -46,14 +51,14 @@ class Injection:
 
         Args:
             call_address: of an instruction that enters the kernel.
-            deadline: by ``time.monotonic()``, when to give a call up.
+            patience_s: how long to wait for each of its steps.
         """
         self.tid = tid
         self.seccomp_suspended = True
         self._registers = registers
         self._architecture = architecture
         self._call_address = call_address
-        self._deadline = deadline
+        self._patience_s = patience_s
         self._stopped_late = False
         self._mask = ptrace.get_signal_mask(tid)
         try:
@@ -61,13 +66,30 @@ class Injection:
         except OSError:
             self.seccomp_suspended = False
             ptrace.set_options(tid, _OPTIONS | extra)
+        self._dispatch = _switch_dispatch_off(tid)
+        _leave_critical_section(tid, registers, architecture)
         ptrace.set_signal_mask(tid, _ALL_SIGNALS)
 
+    def beside(self, tid: int, *, extra: Option) -> "Injection":
+        """The same for another thread, which stands still, with the registers that it has now."""
+        registers = ptrace.get_registers(tid, self._architecture.registers)
+        return Injection(
+            tid, registers, self._architecture, self._call_address, self._patience_s, extra=extra
+        )
+
     def restore(self, pid: int) -> None:
-        """Give the thread of process *pid* its registers and signals back. It still stands still."""
-        with contextlib.suppress(ProcessLookupError):  # killed meanwhile
+        """Give the thread of process *pid* its registers and signals back. It still stands still.
+
+        It stands at the end of a call, where the kernel would not look whether the call that we found
+        it in has to be entered again. So it goes on to a stop like the one in which we found it.
+        """
+        with contextlib.suppress(ProcessLookupError, Killed):  # killed meanwhile
+            ptrace.interrupt(self.tid)
+            self._run(to=(Event.STOP,))
             ptrace.set_registers(self.tid, self._registers)
             ptrace.set_signal_mask(self.tid, self._mask)
+            if self._dispatch != _DISPATCH_OFF:
+                ptrace.set_call_dispatch(self.tid, self._dispatch)
             if self._stopped_late:
                 send_to_thread(pid, self.tid, signal.SIGSTOP)
 
@@ -123,16 +145,16 @@ class Injection:
     def _result(self) -> int:
         return self._architecture.result(ptrace.get_registers(self.tid, self._architecture.registers))
 
-    def _run(self) -> Status:
-        """Let the thread run to its next stop that means something to us."""
+    def _run(self, *, to: tuple[Event, ...] = (Event.CALL, Event.CLONE)) -> Status:
+        """Let the thread run to its next stop of a kind in *to*."""
         while True:
             ptrace.run_to_call(self.tid)
-            status = ptrace.wait(self.tid, self._deadline)
+            status = ptrace.wait(self.tid, time.monotonic() + self._patience_s)
             if not status.alive:
                 raise Killed
-            if status.signal == ptrace.SYSCALL_STOP or status.event == Event.CLONE:
+            if status.event in to:
                 return status
-            if status.signal == signal.SIGSTOP and not status.event:
+            if status.signal == signal.SIGSTOP and status.event == Event.SIGNAL:
                 self._stopped_late = True
 
 
@@ -140,3 +162,43 @@ def _checked(call: Call, result: int) -> int:
     if result < 0:
         raise OSError(-result, f"{call.name.lower()}: {os.strerror(-result)}")
     return result
+
+
+def _switch_dispatch_off(tid: int) -> bytes:
+    """Have the thread's calls go to the kernel; returns what to put back."""
+    try:
+        config = ptrace.get_call_dispatch(tid)
+    except OSError:
+        return _DISPATCH_OFF
+    if config != _DISPATCH_OFF:
+        ptrace.set_call_dispatch(tid, _DISPATCH_OFF)
+    return config
+
+
+_RSEQ_CS_OFFSET = 8  # in struct rseq (<linux/rseq.h>), the address of a struct rseq_cs
+_CRITICAL_SECTION = struct.Struct("=IIQQQ")
+
+
+def _leave_critical_section(tid: int, registers: Registers, architecture: Architecture) -> None:
+    """Send a thread that was stopped in a restartable sequence to where it begins anew.
+
+    The kernel does so when the thread goes on (rseq(2)). But it would look at the thread when it runs
+    for us, elsewhere, and forget the sequence, whose rest would then run as if nothing had been.
+    """
+    try:
+        area = ptrace.read_rseq_address(tid)
+        if not area:
+            return
+        at = int.from_bytes(_peek(tid, area + _RSEQ_CS_OFFSET, 8), "little")
+        if at:
+            _, _, start, length, abort = _CRITICAL_SECTION.unpack(_peek(tid, at, _CRITICAL_SECTION.size))
+            if architecture.program_counter(registers) in Span(start, start + length):
+                architecture.jump(registers, abort)
+    except OSError:
+        return  # a kernel that does not tell, or a thread whose area is not mapped: it would be killed
+
+
+def _peek(tid: int, address: int, size: int) -> bytes:
+    buffer = bytearray(size)
+    read_process(tid, address, memoryview(buffer))
+    return bytes(buffer)

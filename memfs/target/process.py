@@ -10,6 +10,7 @@ PTRACE_MODE_ATTACH for mem; all at open.
 
 import contextlib
 import errno
+import math
 import os
 import stat as stat_module
 import threading
@@ -60,7 +61,8 @@ class VmaFlagsCache:
         """The flags of the process's VMAs, read anew if they are old or lack one of *must_know*."""
         began = time.monotonic()
         expires, flags = self._kept.get(identity, (0.0, None))
-        if flags is not None and began < expires and all(start in flags.uses for start in must_know):
+        pinned = expires == math.inf
+        if flags is not None and began < expires and (pinned or all(map(flags.uses.__contains__, must_know))):
             return flags
         flags = _read_flags(identity)
         now = time.monotonic()
@@ -68,6 +70,13 @@ class VmaFlagsCache:
             for old in [key for key, entry in self._kept.items() if entry[0] < now]:
                 del self._kept[old]
             self._kept[identity] = (now + self._SHARE * (now - began), flags)
+        return flags
+
+    def pin(self, identity: Identity) -> VmaFlags:
+        """Read them, and keep them from now on: the process is about to be stopped and cannot wait."""
+        flags = _read_flags(identity)
+        with self._lock:
+            self._kept[identity] = (math.inf, flags)
         return flags
 
 
@@ -266,7 +275,7 @@ class AddressSpace(Space):
             if error.errno not in (errno.EFAULT, errno.ESRCH):
                 raise
             copied = 0
-        self._ensure_same_program()
+        self.ensure_same_program()
         if not copied:
             raise unmapped(address)
         return copied
@@ -285,14 +294,17 @@ class AddressSpace(Space):
             with contextlib.suppress(OSError, ValueError):
                 fd = _open_object(path, mapping.inode, device)
                 try:
-                    self._ensure_same_program()
+                    self.ensure_same_program()
                 except BaseException:
                     os.close(fd)
                     raise
                 return fd
         raise FileNotFoundError(errno.ENOENT, "the mapped object cannot be opened", mapping.path)
 
-    def _ensure_same_program(self) -> None:
+    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+        """A running process shows an object as it is."""
+
+    def ensure_same_program(self) -> None:
         """Make sure that what was just done by the pid was done to this mm.
 
         A mm that lives is no proof of that: it outlives the exec if another process shares it.

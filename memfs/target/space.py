@@ -1,6 +1,7 @@
 """What can be asked of an address space, be it of a running process or of a frozen copy of one."""
 
 import abc
+import os
 from collections.abc import Iterator
 from typing import ClassVar, Self
 
@@ -90,6 +91,14 @@ class Space(abc.ABC):
 
         Raises:
             OSError: it cannot be had; then its pages are read through the address space.
+        """
+
+    @abc.abstractmethod
+    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+        """Make sure that the object which *mapping* shows still has the bytes that it should show.
+
+        Raises:
+            RangeUnmapped: it has not.
         """
 
     def region_at(self, address: int) -> Region | None:

@@ -8,11 +8,12 @@ enters again by itself. A few, epoll_wait(2) among them, would return EINTR, for
 signal: these are entered again too, with their timeout from the beginning.
 """
 
+import contextlib
 import errno
 import os
 import signal
 
-from memfs.errors import AccessDenied, TargetBusy, TargetExited
+from memfs.errors import AccessDenied, TargetBusy, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Architecture, Registers
 from memfs.linux.ptrace import Event, RegisterSet, Status
@@ -36,6 +37,7 @@ class StoppedProcess:
         self.architecture = architecture
         self.registers: dict[int, Registers] = {}
         self._stop_signals: dict[int, int] = {}
+        self._stopping: set[int] = set()
         self._deadline = deadline
 
     # Stopping
@@ -45,7 +47,8 @@ class StoppedProcess:
 
         Raises:
             TargetExited: the process has ended.
-            TargetBusy: someone else traces it, or a thread does not stop.
+            TargetBusy: someone else traces it.
+            TargetStuck: a thread does not stop.
             AccessDenied: it may not be traced.
         """
         seen: set[int] = set()
@@ -67,6 +70,7 @@ class StoppedProcess:
         """Begin to stop a thread; False where it has ended."""
         try:
             ptrace.seize(tid)
+            self._stopping.add(tid)
             ptrace.interrupt(tid)
         except ProcessLookupError:
             return False
@@ -93,7 +97,8 @@ class StoppedProcess:
     def _await_stop(self, tid: int) -> None:
         while (status := self._wait(tid)).alive and status.event != Event.STOP:
             # A signal was about to be delivered: it is, and then the thread stops.
-            ptrace.resume(tid, 0 if status.event else status.signal)
+            ptrace.resume(tid, status.signal if status.event == Event.SIGNAL else 0)
+        self._stopping.discard(tid)
         if status.alive:
             if status.signal in _STOP_SIGNALS:
                 self._stop_signals[tid] = status.signal
@@ -103,7 +108,7 @@ class StoppedProcess:
         try:
             return ptrace.wait(tid, self._deadline)
         except TimeoutError:
-            raise TargetBusy(
+            raise TargetStuck(
                 f"thread {tid} of process {self.pid} does not come out of the kernel to stop",
                 "it waits for a device, a server or a child of vfork: try again later",
             ) from None
@@ -129,6 +134,10 @@ class StoppedProcess:
 
     def release(self) -> None:
         """Let every thread go on as if nothing had been."""
+        self._deadline = 0.0
+        for tid in tuple(self._stopping):  # some may have stopped since we gave up
+            with contextlib.suppress(TargetStuck):
+                self._await_stop(tid)
         for tid, registers in self.registers.items():
             try:
                 if self.architecture.was_cut_short(registers) and not self._has_signal(tid):
