@@ -1,9 +1,9 @@
 """Inode numbers, made so that they need no table of what the kernel remembers.
 
-A number is a process's serial in the upper bits, and what it is of that process in the lower ones:
-a fixed number for each fixed name, and the page at which a VMA begins. Serials are not used twice
-while the mount lives, so no two things ever share a number, and a number that the kernel kept of a
-dead process leads nowhere. They are forgotten when their process has ended.
+A number is the serial of a process or a snapshot in the upper bits, and what it is of that one in the
+lower ones: a fixed number for each fixed name, and the page at which a VMA begins. Serials are not
+used twice while the mount lives, so no two things ever share a number, and a number that the kernel
+kept of a dead process leads nowhere. They are forgotten when what they stand for has ended.
 """
 
 import enum
@@ -15,6 +15,7 @@ import attrs
 
 from memfs.errors import NoSuchEntry
 from memfs.linux.span import PAGE_BYTES
+from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity
 
 ROOT_NUMBER = 1  # FUSE_ROOT_ID
@@ -42,6 +43,9 @@ class Name(enum.IntEnum):
     PROC = 11
     NAME_LINK = 12
     COMM = 13
+    CORE = 14
+    SNAPSHOTS = 15
+    INFO = 16
 
 
 @attrs.frozen
@@ -58,11 +62,15 @@ class CommDir:
     comm: bytes
 
 
+Owner = Identity | SnapshotId
+"""Whose memory it is: a process that runs, or a frozen one."""
+
+
 @attrs.frozen
 class ProcessNode:
-    """Something that a process has once."""
+    """Something that a process has once, running or frozen."""
 
-    identity: Identity
+    owner: Owner
     name: Name
 
 
@@ -70,22 +78,21 @@ class ProcessNode:
 class VmaNode:
     """The file of the VMA that begins at address *start*."""
 
-    identity: Identity
+    owner: Owner
     start: int
 
 
 Node = Fixed | CommDir | ProcessNode | VmaNode
-Owner = Identity | bytes
 
 
 class Inodes:
     """Numbers for nodes, and nodes for numbers. Many threads ask at once."""
 
-    def __init__(self, living: Callable[[], AbstractSet[Owner]]) -> None:
-        """*living* tells the processes that run, and their names: their serials must be kept."""
+    def __init__(self, living: Callable[[], AbstractSet[Owner | bytes]]) -> None:
+        """*living* tells the processes and snapshots there are, and their names: these serials are kept."""
         self._living = living
-        self._serial_of: dict[Owner, int] = {}
-        self._owner_of: dict[int, Owner] = {}
+        self._serial_of: dict[Owner | bytes, int] = {}
+        self._owner_of: dict[int, Owner | bytes] = {}
         self._next_serial = 1
         self._prune_at = _FIRST_PRUNE
         self._far: list[int] = []
@@ -97,7 +104,7 @@ class Inodes:
             return int(node.name)
         if isinstance(node, CommDir):
             return self._serial(node.comm) << _WITHIN_BITS | Name.COMM
-        serial = self._serial(node.identity) << _WITHIN_BITS
+        serial = self._serial(node.owner) << _WITHIN_BITS
         if isinstance(node, ProcessNode):
             return serial | node.name
         page = node.start // PAGE_BYTES
@@ -128,7 +135,7 @@ class Inodes:
             return VmaNode(owner, PAGE_BYTES * (self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page))
         return ProcessNode(owner, Name(within))
 
-    def _serial(self, owner: Owner) -> int:
+    def _serial(self, owner: Owner | bytes) -> int:
         serial = self._serial_of.get(owner)
         if serial is None:
             with self._lock:

@@ -22,6 +22,8 @@ from memfs.image.source import MAX_READ_BYTES
 from memfs.linux.mountinfo import mount_on
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
+from memfs.snapshot.forkserver import ForkServer
+from memfs.snapshot.registry import Snapshots
 from memfs.target.layout import Device
 
 log = logging.getLogger(__name__)
@@ -39,21 +41,35 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
         CannotMount: the kernel or fusermount3 refuses.
     """
     _allow_many_files()
+    server = ForkServer()  # first of all: nothing is open yet, and there is one thread
+    try:
+        snapshots = Snapshots(
+            server.connect, copy_bytes=options.snapshot_copy_bytes, fall_back=options.snapshot_fallback
+        )
+        _mount_and_serve(mountpoint, options, mounted, snapshots)
+    finally:
+        server.close()
+
+
+def _mount_and_serve(
+    mountpoint: Path, options: MountOptions, mounted: Callable[[], None], snapshots: Snapshots
+) -> None:
     handles = Handles()
-    tree = Tree()
+    tree = Tree(snapshots, full_cores=options.full_cores)
     _mount(Operations(tree, handles), mountpoint)
     unmount = True
     try:
         mount = mount_on(mountpoint)
         if mount is None:
             raise CannotMount(f"{mountpoint} was unmounted at once")
-        tree.own_device = mount.device
+        tree.own_device = snapshots.own_device = mount.device
         mounted()
         unmount = trio.run(_serve_planes, mount.device, handles, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
         handles.drop_all()
+        snapshots.close()
     log.info("unmounted %r", os.fspath(mountpoint))
 
 

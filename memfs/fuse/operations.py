@@ -21,13 +21,14 @@ import attrs
 import pyfuse3
 import trio
 
-from memfs.errors import AccessDenied, MemfsError, errno_of
+from memfs.errors import AccessDenied, CannotFreeze, MemfsError, TargetBusy, TooMany, errno_of
+from memfs.fuse.attributes import Attributes, Entry
 from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Node
 from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
-from memfs.fuse.tree import Attributes, Entry, Tree
+from memfs.fuse.tree import Tree
 from memfs.linux.span import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ _USER_XATTRS = b"user."
 _THREADS = 32
 _LISTED_TIMEOUT_S = 0.5
 _MOST_REMEMBERED = 4096
+
+_TOLD = (AccessDenied, CannotFreeze, TargetBusy, TooMany)
+"""An errno alone does not say enough of these."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,12 +111,12 @@ class Operations(pyfuse3.Operations):
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
             return await trio.to_thread.run_sync(question, *args, limiter=self._threads)
-        except AccessDenied as error:
+        except _TOLD as error:
             self._log_denial(error)
             raise
 
-    def _log_denial(self, error: AccessDenied) -> None:
-        """Say once for each process why it may not be read, and what would mend it."""
+    def _log_denial(self, error: MemfsError) -> None:
+        """Say once for each process why it may not be read or frozen, and what would mend it."""
         sentence = str(error)
         if sentence not in self._denied:
             if len(self._denied) >= _MOST_REMEMBERED:
@@ -186,13 +190,28 @@ class Operations(pyfuse3.Operations):
         listing.read = True
         for position in range(start_id, len(listing.entries)):
             entry = listing.entries[position]
-            attributes = _to_fuse(entry.attributes, timeout_s=_LISTED_TIMEOUT_S)
+            timeout_s = _LISTED_TIMEOUT_S if entry.attributes.settled else 0
+            attributes = _to_fuse(entry.attributes, timeout_s=timeout_s)
             if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
                 break
             self._tell(entry.attributes)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)
+
+    @_translated
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """A new directory in ``snapshots`` is a snapshot; *mode* is as every directory of ours has it."""
+        parent = self._tree.inodes.node_of(parent_inode)
+        entry = await self._ask(self._tree.make_snapshot, parent, name)
+        return self._describe(entry.attributes)
+
+    @_translated
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        parent = self._tree.inodes.node_of(parent_inode)
+        await self._ask(self._tree.remove_snapshot, parent, name)
 
     # Files
 
@@ -285,8 +304,7 @@ def _refuse_change(name: str) -> None:
 
 
 for _name in (
-    "create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr", "symlink",
-    "unlink",
+    "create", "link", "mknod", "removexattr", "rename", "setattr", "setxattr", "symlink", "unlink",
 ):  # fmt: skip
     _refuse_change(_name)
 

@@ -1,12 +1,14 @@
 """What ``-o`` may say, parsed once into a value."""
 
 import enum
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 
 from memfs.errors import BadOption
+from memfs.snapshot.values import DEFAULT_COPY_BYTES
 
 
 class SpliceMode(enum.Enum):
@@ -24,11 +26,17 @@ class MountOptions:
     Attributes:
         log_file: where the daemon logs; None for syslog, or stderr in the foreground.
         low_latency: whether CPUs may be kept from sleeping while reads flow.
+        snapshot_copy_bytes: the most that is copied while a process is stopped for a snapshot.
+        snapshot_fallback: whether a process that cannot be forked may be copied as a whole.
+        full_cores: whether core files have all that can be read, whatever the process asks for.
     """
 
     splice: SpliceMode = SpliceMode.AUTO
     log_file: Path | None = None
     low_latency: bool = True
+    snapshot_copy_bytes: int = DEFAULT_COPY_BYTES
+    snapshot_fallback: bool = False
+    full_cores: bool = False
 
 
 _ALLOW_OTHER = (
@@ -63,13 +71,42 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
         splice=SpliceMode(values.get("splice", SpliceMode.AUTO.value)),
         log_file=log_file,
         low_latency=values.get("low_latency", "auto") == "auto",
+        snapshot_copy_bytes=_parse_size(values.get("snapshot_copy")),
+        snapshot_fallback=values.get("snapshot_fallback") == "copy",
+        full_cores=values.get("core") == "full",
     )
+
+
+_SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _parse_size(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_COPY_BYTES
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise BadOption(
+            f"bad option 'snapshot_copy={text}'",
+            "write snapshot_copy=SIZE, a number of bytes or 64K, 64M, 1G",
+        )
+    return int(match[1]) * _UNITS[match[2]]
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "splice": tuple(mode.value for mode in SpliceMode),
     "low_latency": ("auto", "off"),
     "log": (),
+    "snapshot_copy": (),
+    "snapshot_fallback": ("copy", "off"),
+    "core": ("full", "filtered"),
 }
-_USAGE_BY_NAME = {"splice": "splice=auto|on|off", "low_latency": "low_latency=auto|off", "log": "log=FILE"}
+_USAGE_BY_NAME = {
+    "splice": "splice=auto|on|off",
+    "low_latency": "low_latency=auto|off",
+    "log": "log=FILE",
+    "snapshot_copy": "snapshot_copy=SIZE",
+    "snapshot_fallback": "snapshot_fallback=copy|off",
+    "core": "core=full|filtered",
+}
 _USAGE = tuple(_USAGE_BY_NAME.values())

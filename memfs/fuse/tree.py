@@ -1,22 +1,30 @@
 """The file tree: names, attributes and contents of what is in it, without a mount.
 
 It answers in values and raises MemfsError; it knows neither pyfuse3 nor open files. Nothing is kept
-between two calls but inode numbers: the tree is what /proc says at the moment of the question.
-Calls that look into a process may block, on its memory map being changed or on a dead server: they
-belong in a thread.
+between two calls but inode numbers and snapshots: the tree is what /proc says at the moment of the
+question. Calls that look into a process may block, on its memory map being changed or on a dead
+server: they belong in a thread.
 """
 
 import errno
 import os
-import stat as stat_module
 import time
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
-import attrs
-
 from memfs.errors import NoSuchEntry, TargetExited
+from memfs.fuse.attributes import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    OPEN_DIRECTORY,
+    SNAPSHOT_DIRECTORY,
+    Attributes,
+    Entry,
+    Ownership,
+    describe_node,
+)
 from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, VmaNode
 from memfs.fuse.names import XATTR_PREFIX
 from memfs.image.memory import Memory, resident_bytes
@@ -25,72 +33,29 @@ from memfs.image.text import Text
 from memfs.linux import procfs
 from memfs.linux.pagemap import Scanner
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.snapshot.core import open_core, size_core
+from memfs.snapshot.registry import Snapshots
+from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity, describe
 from memfs.target.layout import Device, Kind, Region, name_of, safe_name, start_of
 from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.space import Space
 
-_BLOCK_BYTES = 512
 _TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
 _PID_DIGITS = 7  # PID_MAX_LIMIT is 2**22
-_NAME_TIMEOUT_S = 0.5
-_PID_TIMEOUT_S = 0.1
-
-_DIRECTORY = stat_module.S_IFDIR | 0o500
-_OPEN_DIRECTORY = stat_module.S_IFDIR | 0o555
-_FILE = stat_module.S_IFREG | 0o400
-_LINK = stat_module.S_IFLNK | 0o777
 
 _ROOT_NAMES = {b"by-name": Name.BY_NAME, b"self": Name.SELF}
-_PROCESS_NAMES = {
+_MEMORY_NAMES = {
     b"mem": Name.MEM,
     b"vmas": Name.VMAS,
+    b"core": Name.CORE,
     b"maps": Name.MAPS,
     b"heap": Name.HEAP,
     b"stack": Name.STACK,
     b"text": Name.TEXT,
-    b"proc": Name.PROC,
 }
-
-
-@attrs.frozen
-class Attributes:
-    """What stat(2) tells of a node.
-
-    Attributes:
-        mtime_ns: of a file now, since live memory changes all the time; else when the process began.
-        ctime_ns: when the process began. It must not move: tar takes a file whose ctime moves for
-            one that was changed while it was read.
-        name_timeout_s: how long the kernel may believe that the name still stands for this node.
-    """
-
-    number: int
-    mode: int
-    uid: int
-    gid: int
-    size_bytes: int
-    blocks: int
-    mtime_ns: int
-    ctime_ns: int
-    name_timeout_s: float
-
-
-@attrs.frozen
-class Entry:
-    """A name in a directory, and what it stands for."""
-
-    name: bytes
-    node: Node
-    attributes: Attributes
-
-
-@attrs.frozen
-class _Owner:
-    """What all the files of a process have in common, and how much memory it holds."""
-
-    uid: int
-    gid: int
-    ctime_ns: int
-    held_bytes: int
+_PROCESS_NAMES = {**_MEMORY_NAMES, b"proc": Name.PROC, b"snapshots": Name.SNAPSHOTS}
+_SNAPSHOT_NAMES = {**_MEMORY_NAMES, b"info.json": Name.INFO}
 
 
 class Tree:
@@ -98,14 +63,18 @@ class Tree:
 
     Attributes:
         own_device: that of the mount which shows the tree; None as long as there is none.
+        snapshots: those that have been taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, snapshots: Snapshots, *, full_cores: bool = False) -> None:
+        """Show *snapshots* too. *full_cores* leaves nothing out of a core file that can be read."""
         self.own_device: Device | None = None
-        self.inodes = Inodes(_living)
+        self.snapshots = snapshots
+        self.inodes = Inodes(self._owners)
+        self._full_cores = full_cores
         self._flags = VmaFlagsCache()
         self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._mine = _Owner(os.geteuid(), os.getegid(), time.time_ns(), 0)
+        self._mine = Ownership(os.geteuid(), os.getegid(), time.time_ns(), 0, live=True)
 
     # Names
 
@@ -119,20 +88,26 @@ class Tree:
         if parent == _ROOT:
             if name in _ROOT_NAMES:
                 return self._fixed_entry(name)
-            return self._pid_entry(*describe(_parse_pid(name)))
+            return self._lookup_process(_parse_number(name))
         if parent == _BY_NAME:
-            if all(_comm_of(stat) != name for _, stat in _processes()):
+            if all(_comm_of(stat) != name for _, stat in self._processes()):
                 raise NoSuchEntry(f"no process is called {_show(name)}")
             return self._comm_entry(name)
         if isinstance(parent, CommDir):
-            identity, stat = describe(_parse_pid(name))
+            identity, stat = self._find_process(_parse_number(name))
             if _comm_of(stat) != parent.comm:
                 raise NoSuchEntry(f"process {identity.pid} is not called {_show(parent.comm)}")
             return self._name_link_entry(identity)
         if isinstance(parent, ProcessNode) and parent.name is Name.PROCESS:
-            return self._process_entry(parent.identity, name)
+            names = _names_of(parent.owner)
+            if name not in names:
+                raise NoSuchEntry(f"a process has no {_show(name)}")
+            node = ProcessNode(parent.owner, names[name])
+            return Entry(name, node, self.attributes(node))
         if isinstance(parent, ProcessNode) and parent.name is Name.VMAS:
-            return self._vma_entry(parent.identity, name)
+            return self._vma_entry(parent.owner, name)
+        if isinstance(parent, ProcessNode) and parent.name is Name.SNAPSHOTS:
+            return self._snapshot_entry(name, self.snapshots.find(_identity_of(parent.owner), name))
         raise NoSuchEntry(f"{_show(name)} is not in a directory")
 
     def list(self, node: Node) -> list[Entry]:
@@ -146,25 +121,22 @@ class Tree:
     def _entries(self, node: Node) -> Iterator[Entry]:
         if node == _ROOT:
             yield from map(self._fixed_entry, _ROOT_NAMES)
-            for identity, stat in _processes():
-                with suppress(NoSuchEntry):
-                    yield self._pid_entry(identity, stat)
+            yield from self._process_entries()
         elif node == _BY_NAME:
-            yield from map(self._comm_entry, sorted({_comm_of(stat) for _, stat in _processes()}))
+            yield from map(self._comm_entry, sorted({_comm_of(stat) for _, stat in self._processes()}))
         elif isinstance(node, CommDir):
-            for identity, stat in _processes():
+            for identity, stat in self._processes():
                 if _comm_of(stat) == node.comm:
                     with suppress(NoSuchEntry):
                         yield self._name_link_entry(identity)
         elif isinstance(node, ProcessNode) and node.name is Name.PROCESS:
-            with self._space(node.identity) as space:
-                owner = self._owner(node.identity)
-                for name, fixed in _PROCESS_NAMES.items():
-                    with suppress(NoSuchEntry):
-                        found = ProcessNode(node.identity, fixed)
-                        yield Entry(name, found, self._process_attributes(found, owner, space))
+            yield from self._entries_of(node.owner)
         elif isinstance(node, ProcessNode) and node.name is Name.VMAS:
-            yield from self._vma_entries(node.identity)
+            yield from self._vma_entries(node.owner)
+        elif isinstance(node, ProcessNode) and node.name is Name.SNAPSHOTS:
+            for name, id_ in self.snapshots.names(_identity_of(node.owner)):
+                with suppress(NoSuchEntry):
+                    yield self._snapshot_entry(name, id_)
 
     def _fixed_entry(self, name: bytes) -> Entry:
         node = Fixed(_ROOT_NAMES[name])
@@ -173,38 +145,94 @@ class Tree:
     def _comm_entry(self, name: bytes) -> Entry:
         return Entry(name, CommDir(name), self.attributes(CommDir(name)))
 
-    def _pid_entry(self, identity: Identity, stat: procfs.Stat) -> Entry:
-        node = ProcessNode(identity, Name.PROCESS)
-        owner = self._owner(identity, stat)
-        return Entry(b"%d" % identity.pid, node, self._make(node, _DIRECTORY, owner=owner))
-
     def _name_link_entry(self, identity: Identity) -> Entry:
         node = ProcessNode(identity, Name.NAME_LINK)
         return Entry(b"%d" % identity.pid, node, self.attributes(node))
 
-    def _process_entry(self, identity: Identity, name: bytes) -> Entry:
-        if name not in _PROCESS_NAMES:
-            raise NoSuchEntry(f"a process has no {_show(name)}")
-        node = ProcessNode(identity, _PROCESS_NAMES[name])
+    def _process_entries(self) -> Iterator[Entry]:
+        """The processes that run, and those that have ended and left a snapshot."""
+        shown = set()
+        for identity, stat in self._processes():
+            with suppress(NoSuchEntry):
+                yield self._process_entry(identity, stat)
+                shown.add(identity.pid)
+        for identity in self.snapshots.owners():
+            if identity.pid not in shown:
+                with suppress(NoSuchEntry):
+                    yield self._process_entry(identity)
+
+    def _lookup_process(self, pid: int) -> Entry:
+        try:
+            return self._process_entry(*self._find_process(pid))
+        except NoSuchEntry:
+            for identity in self.snapshots.owners():
+                if identity.pid == pid:
+                    return self._process_entry(identity)
+            raise
+
+    def _process_entry(self, identity: Identity, stat: procfs.Stat | None = None) -> Entry:
+        node = ProcessNode(identity, Name.PROCESS)
+        ownership = self._ownership(identity, stat)
+        return Entry(b"%d" % identity.pid, node, self._describe(node, DIRECTORY, ownership))
+
+    def _snapshot_entry(self, name: bytes, id_: SnapshotId) -> Entry:
+        node = ProcessNode(id_, Name.PROCESS)
         return Entry(name, node, self.attributes(node))
 
-    def _vma_entry(self, identity: Identity, name: bytes) -> Entry:
+    def _entries_of(self, owner: Owner) -> Iterator[Entry]:
+        """What is in the directory of a process or of a snapshot."""
+        ownership = self._ownership(owner)
+        try:
+            space = self._space(owner)
+        except NoSuchEntry:
+            if isinstance(owner, SnapshotId) or not self.snapshots.names(owner):
+                raise
+            node = ProcessNode(owner, Name.SNAPSHOTS)  # all that is left of it
+            yield Entry(b"snapshots", node, self._attributes_in(node, ownership, None))
+            return
+        with space:
+            for name, fixed in _names_of(owner).items():
+                with suppress(NoSuchEntry):
+                    node = ProcessNode(owner, fixed)
+                    yield Entry(name, node, self._attributes_in(node, ownership, space))
+
+    def _vma_entry(self, owner: Owner, name: bytes) -> Entry:
         start = start_of(name)
         if start is not None:
-            with self._space(identity) as space:
+            with self._space(owner) as space:
                 region = space.region_at(start)
                 if region is not None and region.has_file and name_of(region.mapping) == name:
                     resident = resident_bytes(space, region.span, Scanner())
-                    return self._describe(identity, region, self._owner(identity), resident)
-        raise NoSuchEntry(f"process {identity.pid} has no mapping {_show(name)}")
+                    return self._describe_vma(owner, region, self._ownership(owner, space.stat), resident)
+        raise NoSuchEntry(f"process {_identity_of(owner).pid} has no mapping {_show(name)}")
 
-    def _vma_entries(self, identity: Identity) -> Iterator[Entry]:
-        with self._space(identity) as space:
+    def _vma_entries(self, owner: Owner) -> Iterator[Entry]:
+        with self._space(owner) as space:
             regions = [region for region in space.layout().regions if region.has_file]
-            owner = self._owner(identity)
+            ownership = self._ownership(owner, space.stat)
             residents = _resident_by_region(space, regions)
         for region, resident in zip(regions, residents, strict=True):
-            yield self._describe(identity, region, owner, resident)
+            yield self._describe_vma(owner, region, ownership, resident)
+
+    # Snapshots
+
+    def make_snapshot(self, parent: Node, name: bytes) -> Entry:
+        """Take a snapshot of a process: *parent* is its directory ``snapshots``.
+
+        Raises:
+            OSError: EROFS in any other directory.
+            MemfsError: it cannot be taken.
+        """
+        return self._snapshot_entry(name, self.snapshots.make(_snapshots_of(parent), name))
+
+    def remove_snapshot(self, parent: Node, name: bytes) -> None:
+        """Let a snapshot go.
+
+        Raises:
+            OSError: EROFS where it is something else that is to be removed.
+            NoSuchEntry: there is none of that name.
+        """
+        self.snapshots.remove(_snapshots_of(parent), name)
 
     # Attributes
 
@@ -215,72 +243,76 @@ class Tree:
             MemfsError: the process or the mapping is gone, or may not be looked into.
         """
         if isinstance(node, ProcessNode):
-            owner = self._owner(node.identity, describe(node.identity.pid)[1])
+            ownership = self._ownership(node.owner)
             if node.name in _NEED_SPACE:
-                with self._space(node.identity) as space:
-                    return self._process_attributes(node, owner, space)
-            return self._process_attributes(node, owner, None)
+                with self._space(node.owner) as space:
+                    return self._attributes_in(node, ownership, space)
+            return self._attributes_in(node, ownership, None)
         if isinstance(node, VmaNode):
-            with self._space(node.identity) as space:
+            with self._space(node.owner) as space:
                 region = _region(space, node)
                 resident = resident_bytes(space, region.span, Scanner())
-                return self._describe(node.identity, region, self._owner(node.identity), resident).attributes
-        return self._make(node, _LINK if node == _SELF else _OPEN_DIRECTORY)
+                ownership = self._ownership(node.owner, space.stat)
+                return self._describe_vma(node.owner, region, ownership, resident).attributes
+        return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
 
-    def _process_attributes(self, node: ProcessNode, owner: _Owner, space: AddressSpace | None) -> Attributes:
+    def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:
+        held = 0
         if node.name in (Name.PROCESS, Name.VMAS):
-            return self._make(node, _DIRECTORY, owner=owner)
-        if space is None or node.name in _LINKS:
-            return self._make(node, _LINK, owner=owner, size_bytes=len(_link_target(node, space)))
-        if node.name is Name.MAPS:
-            return self._make(node, _FILE, owner=owner, size_bytes=len(space.maps_text()))
-        return self._make(node, _FILE, owner=owner, size_bytes=space.end(), held_bytes=owner.held_bytes)
+            return self._describe(node, DIRECTORY, ownership)
+        if node.name is Name.SNAPSHOTS:
+            return self._describe(node, SNAPSHOT_DIRECTORY, ownership)
+        if node.name is Name.INFO:
+            size = len(self.snapshots.get(_snapshot_id_of(node.owner)).info)
+        elif node.name is Name.CORE:
+            size, held = self._core_bytes(node.owner), ownership.held_bytes
+        elif space is None or node.name in _LINKS:
+            return self._describe(node, LINK, ownership, size_bytes=len(_link_target(node, space)))
+        elif node.name is Name.MAPS:
+            size = len(space.maps_text())
+        else:
+            size, held = space.end(), ownership.held_bytes
+        return self._describe(node, FILE, ownership, size_bytes=size, held_bytes=held)
 
-    def _describe(self, identity: Identity, region: Region, owner: _Owner, resident: int) -> Entry:
-        node = VmaNode(identity, region.span.start)
+    def _core_bytes(self, owner: Owner) -> int:
+        """The size of a core file; of a live one that is not open, what it may be at most."""
+        if isinstance(owner, SnapshotId):
+            return size_core(self.snapshots.get(owner), full=self._full_cores)
+        shared = self.snapshots.shared(owner)
+        if shared is not None:
+            return size_core(shared, full=self._full_cores)
+        return describe(owner.pid)[1].address_bytes
+
+    def _describe_vma(self, owner: Owner, region: Region, ownership: Ownership, resident: int) -> Entry:
+        node = VmaNode(owner, region.span.start)
         # tar -S takes a file without a block for a hole all through, and does not read it.
         held = resident or (0 if region.kind is Kind.ANONYMOUS else PAGE_BYTES)
-        attributes = self._make(node, _FILE, owner=owner, size_bytes=region.span.size, held_bytes=held)
+        attributes = self._describe(node, FILE, ownership, size_bytes=region.span.size, held_bytes=held)
         return Entry(name_of(region.mapping), node, attributes)
 
-    def _make(
-        self,
-        node: Node,
-        mode: int,
-        *,
-        owner: _Owner | None = None,
-        size_bytes: int = 0,
-        held_bytes: int = 0,
+    def _describe(
+        self, node: Node, mode: int, ownership: Ownership, *, size_bytes: int = 0, held_bytes: int = 0
     ) -> Attributes:
-        mine = owner or self._mine
-        is_pid = isinstance(node, ProcessNode) and node.name is Name.PROCESS
-        return Attributes(
-            number=self.inodes.number_of(node),
-            mode=mode,
-            uid=mine.uid,
-            gid=mine.gid,
-            size_bytes=size_bytes,
-            blocks=-(-held_bytes // _BLOCK_BYTES),
-            mtime_ns=time.time_ns() if stat_module.S_ISREG(mode) else mine.ctime_ns,
-            ctime_ns=mine.ctime_ns,
-            name_timeout_s=_PID_TIMEOUT_S if is_pid else _NAME_TIMEOUT_S,
-        )
+        number = self.inodes.number_of(node)
+        return describe_node(number, node, mode, ownership, size_bytes=size_bytes, held_bytes=held_bytes)
 
-    def _owner(self, identity: Identity, stat: procfs.Stat | None = None) -> _Owner:
-        """Who owns the files of a process; *stat* is looked at to see that it still is the same."""
-        ended = NoSuchEntry(f"process {identity.pid} has ended")
-        if stat is not None and stat.start_ticks != identity.start_ticks:
-            raise ended
+    def _ownership(self, owner: Owner, stat: procfs.Stat | None = None) -> Ownership:
+        """Who owns the files of a process or a snapshot.
+
+        *stat* says who has the pid now, if that has been asked already.
+        """
+        if isinstance(owner, SnapshotId):
+            frozen = self.snapshots.get(owner).frozen
+            return _ownership_of(frozen.owner, frozen.taken_ns, live=False)
+        began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
         try:
-            status = procfs.read_status(identity.pid)
-        except (FileNotFoundError, ProcessLookupError):
-            raise ended from None
-        return _Owner(
-            status.uid,
-            status.gid,
-            self._boot_ns + identity.start_ticks * _TICK_NS,
-            status.resident_bytes + status.swapped_bytes,
-        )
+            if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
+                return _ownership_of(procfs.read_status(owner.pid), began_ns, live=True)
+        except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
+            pass
+        for _, id_ in self.snapshots.names(owner):
+            return _ownership_of(self.snapshots.get(id_).frozen.owner, began_ns, live=False)
+        raise NoSuchEntry(f"process {owner.pid} has ended")
 
     # Contents
 
@@ -299,7 +331,7 @@ class Tree:
             raise NoSuchEntry("it is no link")
         if node.name not in _REGION_LINKS:
             return _link_target(node, None)
-        with self._space(node.identity) as space:
+        with self._space(node.owner) as space:
             return _link_target(node, space)
 
     def open(self, node: Node) -> Source:
@@ -309,16 +341,20 @@ class Tree:
             MemfsError: the process or the mapping is gone, or may not be read.
         """
         if isinstance(node, VmaNode):
-            return self._open_memory(node.identity, node)
+            return self._open_memory(node.owner, node)
         if isinstance(node, ProcessNode) and node.name is Name.MEM:
-            return self._open_memory(node.identity, None)
+            return self._open_memory(node.owner, None)
+        if isinstance(node, ProcessNode) and node.name is Name.CORE:
+            return self._open_core(node.owner)
+        if isinstance(node, ProcessNode) and node.name is Name.INFO:
+            return Text(self.snapshots.get(_snapshot_id_of(node.owner)).info)
         if isinstance(node, ProcessNode) and node.name is Name.MAPS:
-            with self._space(node.identity) as space:
+            with self._space(node.owner) as space:
                 return Text(space.maps_text())
         raise IsADirectoryError(errno.EISDIR, "it is no regular file")
 
-    def _open_memory(self, identity: Identity, node: VmaNode | None) -> Source:
-        space = self._space(identity, memory=True)
+    def _open_memory(self, owner: Owner, node: VmaNode | None) -> Source:
+        space = self._space(owner, memory=True)
         try:
             if node is None:
                 return Memory(space, space.layout(), Span(0, space.end()), flat=True)
@@ -328,6 +364,15 @@ class Tree:
             space.close()
             raise
 
+    def _open_core(self, owner: Owner) -> Source:
+        if isinstance(owner, SnapshotId):
+            return open_core(self.snapshots.get(owner), full=self._full_cores)
+        snapshot = self.snapshots.share(owner)
+        try:
+            return open_core(snapshot, full=self._full_cores)
+        finally:
+            snapshot.drop()
+
     def extended_attribute_names(self, node: Node) -> Sequence[bytes]:
         """The names of all extended attributes of *node*: a VMA file has them."""
         return _XATTR_NAMES if isinstance(node, VmaNode) else ()
@@ -336,7 +381,7 @@ class Tree:
         """All extended attributes of *node* by name."""
         if not isinstance(node, VmaNode):
             return {}
-        with self._space(node.identity) as space:
+        with self._space(node.owner) as space:
             region = _region(space, node)
             mapping = region.mapping
             use = space.use_of(mapping.span.start)
@@ -355,12 +400,39 @@ class Tree:
             values[b"flags"] = b" ".join(sorted(use.flags))
         return {XATTR_PREFIX + name: value for name, value in values.items()}
 
-    def _space(self, identity: Identity, *, memory: bool = False) -> AddressSpace:
+    def _space(self, owner: Owner, *, memory: bool = False) -> Space:
+        if isinstance(owner, SnapshotId):
+            return self.snapshots.get(owner).open()
         try:
-            return AddressSpace(identity, self._flags, memory=memory, own_device=self.own_device)
+            return AddressSpace(owner, self._flags, memory=memory, own_device=self.own_device)
         except TargetExited as error:
             # Nothing is open yet: for who comes by name, a process that has ended is not there.
             raise NoSuchEntry(error.sentence) from None
+
+    # Who there is
+
+    def _processes(self) -> Iterator[tuple[Identity, procfs.Stat]]:
+        """The processes that have memory, in order of their pid; frozen copies are none."""
+        copies = self.snapshots.copies()
+        for pid in procfs.process_ids():
+            if pid not in copies:
+                with suppress(NoSuchEntry):
+                    yield describe(pid)
+
+    def _find_process(self, pid: int) -> tuple[Identity, procfs.Stat]:
+        """The process with that number, which is none of a thread."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if procfs.read_status(pid).process == pid and pid not in self.snapshots.copies():
+                return describe(pid)
+        raise NoSuchEntry(f"there is no process {pid}")
+
+    def _owners(self) -> AbstractSet[Owner | bytes]:
+        """Who owns inode numbers now."""
+        alive: set[Owner | bytes] = {*self.snapshots.owners(), *self.snapshots.ids()}
+        for identity, stat in self._processes():
+            alive.add(identity)
+            alive.add(_comm_of(stat))
+        return alive
 
 
 _XATTR_NAMES = tuple(
@@ -385,42 +457,49 @@ def _comm_of(stat: procfs.Stat) -> bytes:
     return safe_name(stat.comm)
 
 
-def _parse_pid(name: bytes) -> int:
-    """A pid as the tree writes it: no sign, no leading zero, of a process and not of a thread."""
+def _parse_number(name: bytes) -> int:
+    """A pid as the tree writes it: no sign, no leading zero."""
     if not name.isdigit() or name.startswith(b"0") or len(name) > _PID_DIGITS:
         raise NoSuchEntry(f"{_show(name)} is no process")
-    pid = int(name)
-    with suppress(FileNotFoundError, ProcessLookupError):
-        if procfs.read_status(pid).process == pid:
-            return pid
-    raise NoSuchEntry(f"there is no process {pid}")
+    return int(name)
 
 
-def _processes() -> Iterator[tuple[Identity, procfs.Stat]]:
-    """The processes that have memory, in order of their pid."""
-    for pid in procfs.process_ids():
-        with suppress(NoSuchEntry):
-            yield describe(pid)
+def _names_of(owner: Owner) -> dict[bytes, Name]:
+    return _SNAPSHOT_NAMES if isinstance(owner, SnapshotId) else _PROCESS_NAMES
 
 
-def _living() -> AbstractSet[Owner]:
-    """Who owns inode numbers now."""
-    alive: set[Owner] = set()
-    for identity, stat in _processes():
-        alive.add(identity)
-        alive.add(_comm_of(stat))
-    return alive
+def _identity_of(owner: Owner) -> Identity:
+    return owner.identity if isinstance(owner, SnapshotId) else owner
 
 
-def _region(space: AddressSpace, node: VmaNode) -> Region:
+def _snapshot_id_of(owner: Owner) -> SnapshotId:
+    if not isinstance(owner, SnapshotId):
+        raise NoSuchEntry(f"process {owner.pid} is not frozen")
+    return owner
+
+
+def _snapshots_of(parent: Node) -> Identity:
+    """The process in whose directory ``snapshots`` something is to be changed."""
+    if isinstance(parent, ProcessNode) and parent.name is Name.SNAPSHOTS:
+        return _identity_of(parent.owner)
+    raise OSError(errno.EROFS, "only snapshots can be made and removed")
+
+
+def _ownership_of(status: procfs.Status, ctime_ns: int, *, live: bool) -> Ownership:
+    held_bytes = status.resident_bytes + status.swapped_bytes
+    return Ownership(status.uid, status.gid, ctime_ns, held_bytes, live)
+
+
+def _region(space: Space, node: VmaNode) -> Region:
     region = space.region_at(node.start)
     if region is None or not region.has_file or region.span.start != node.start:
-        raise NoSuchEntry(f"process {node.identity.pid} maps nothing from {node.start:#x} on any more")
+        pid = _identity_of(node.owner).pid
+        raise NoSuchEntry(f"process {pid} maps nothing from {node.start:#x} on any more")
     return region
 
 
-def _link_target(node: ProcessNode, space: AddressSpace | None) -> bytes:
-    pid = node.identity.pid
+def _link_target(node: ProcessNode, space: Space | None) -> bytes:
+    pid = _identity_of(node.owner).pid
     if node.name is Name.PROC:
         return b"/proc/%d" % pid
     if node.name is Name.NAME_LINK:
@@ -433,7 +512,7 @@ def _link_target(node: ProcessNode, space: AddressSpace | None) -> bytes:
     return b"vmas/" + name_of(region.mapping)
 
 
-def _resident_by_region(space: AddressSpace, regions: Sequence[Region]) -> list[int]:
+def _resident_by_region(space: Space, regions: Sequence[Region]) -> list[int]:
     """Bytes that each of *regions*, in order, holds: one walk through the page tables for all."""
     held = [0] * len(regions)
     if not regions:

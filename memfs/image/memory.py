@@ -13,6 +13,7 @@ import os
 import threading
 import time
 
+from memfs.errors import RangeUnmapped
 from memfs.image.source import Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.span import PAGE_BYTES, Span
@@ -172,7 +173,9 @@ class Memory(Source):
             found.append(self._memory(part) if fd < 0 else self._fetched(part))
             return
         to_file = _to_file(region)
-        file_end = os.fstat(fd).st_size - to_file
+        backing = os.fstat(fd)
+        self._space.ensure_unchanged(region.mapping, backing)
+        file_end = backing.st_size - to_file
         last_page = Span(file_end, file_end).page_aligned()
         at = min(part.end, max(part.start, last_page.start))
         if at > part.start:
@@ -203,6 +206,33 @@ class Memory(Source):
                         fd = -1
                     self._objects[key] = fd
         return fd
+
+    def readable_bytes(self, region: Region, scanner: Scanner) -> int:
+        """How many bytes of *region*, from its start, can be read: a file may end, a page be missing."""
+        span = region.span
+        if region.kind in (Kind.ABSENT, Kind.UNREADABLE):
+            return 0
+        if self._space.is_fetched(span) and not self._space.waits:
+            at = span.start
+            for run in self._space.pages(span, scanner):
+                if not run.held or run.span.start > at:
+                    break
+                at = run.span.end
+            return at - span.start
+        fd = self._object(region) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
+        if fd < 0:
+            return span.size
+        backing = os.fstat(fd)
+        try:
+            self._space.ensure_unchanged(region.mapping, backing)
+        except RangeUnmapped:
+            return 0
+        to_file = _to_file(region)
+        return Span(span.start, backing.st_size - to_file).page_aligned().clip(span).size
+
+    def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
+        """Whether the process has written to *region*, which is private."""
+        return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner))
 
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         mem = self._space.mem

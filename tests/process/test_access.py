@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from process.trees import plain_tree
 
 from memfs.errors import AccessDenied
 from memfs.fuse.inodes import Name, ProcessNode
-from memfs.fuse.tree import Tree
 from memfs.target.access import may_trace_all
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
@@ -37,7 +37,7 @@ def test_a_process_of_another_user_may_not_be_read_and_the_error_says_what_to_do
             assert not may_trace_all()
             with pytest.raises(AccessDenied) as denied:
                 AddressSpace(identity, VmaFlagsCache(), memory=True)
-            tree = Tree()
+            tree = plain_tree()
             assert tree.attributes(ProcessNode(identity, Name.PROCESS)).uid == 0
             for question in (tree.open, tree.attributes):
                 with pytest.raises(AccessDenied):

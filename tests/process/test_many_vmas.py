@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from process.reading import FLAT, VMA
+from process.trees import plain_tree
 from support.held import Span, merge
 from support.outside import read_maps
 from support.pattern import PAGE
@@ -11,7 +12,6 @@ from support.target import Target
 from unit.ways import WAYS, Way
 
 from memfs.fuse.inodes import Name, ProcessNode
-from memfs.fuse.tree import Tree
 from memfs.linux import span as memfs_span
 from memfs.linux.procfs import Access
 from memfs.target.identity import identify
@@ -75,7 +75,7 @@ def test_data_goes_on_from_one_vma_into_the_next(many: Target) -> None:
 
 def test_there_is_a_file_for_each_with_its_blocks(many: Target) -> None:
     mapping = many.mapping("vmas-60000")
-    entries = Tree().list(ProcessNode(identify(many.pid), Name.VMAS))
+    entries = plain_tree().list(ProcessNode(identify(many.pid), Name.VMAS))
     inside = [
         entry.attributes for entry in entries if mapping.start <= int(entry.name[:12], 16) < mapping.end
     ]

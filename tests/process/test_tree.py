@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from process.reading import FLAT, mappings_of
+from process.trees import plain_tree
 from support.child import Child
 from support.held import HeldMapping
 from support.kinds import ODD_FILE_NAMES
@@ -28,7 +29,7 @@ ROOT, BY_NAME, SELF = Fixed(Name.ROOT), Fixed(Name.BY_NAME), Fixed(Name.SELF)
 
 @pytest.fixture(scope="module")
 def tree() -> Tree:
-    return Tree()
+    return plain_tree()
 
 
 def vmas_of(pid: int) -> ProcessNode:
@@ -135,7 +136,7 @@ def test_links_lead_to_the_heap_the_stack_and_the_text(tree: Tree, everything: T
         assert target.startswith(b"vmas/")
         assert target.removeprefix(b"vmas/") in names
         assert target.endswith(b"_" + label)
-    assert b"_r-xp_" in tree.read_link(ProcessNode(process.identity, Name.TEXT), 1)
+    assert b"_r-xp_" in tree.read_link(ProcessNode(process.owner, Name.TEXT), 1)
     proc = tree.lookup(process, b"proc")
     assert tree.read_link(proc.node, 1) == b"/proc/%d" % everything.pid
 
@@ -261,11 +262,11 @@ def test_names_that_are_no_mapping_do_not_exist(tree: Tree, everything: Target) 
     ):
         with pytest.raises(NoSuchEntry):
             tree.lookup(directory, name)
-    for name in (b"core", b"nope", b"", b"\xff"):
+    for name in (b"info.json", b"nope", b"", b"\xff"):
         with pytest.raises(NoSuchEntry):
-            tree.lookup(ProcessNode(directory.identity, Name.PROCESS), name)
+            tree.lookup(ProcessNode(directory.owner, Name.PROCESS), name)
     with pytest.raises(NoSuchEntry):
-        tree.lookup(ProcessNode(directory.identity, Name.MEM), b"x")
+        tree.lookup(ProcessNode(directory.owner, Name.MEM), b"x")
 
 
 def test_what_is_gone_does_not_exist(tree: Tree, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from process.reading import FLAT, LONGEST, READERS, VMA, Opened, Reader, windows
+from process.trees import plain_tree
 from support.held import Span
 from support.outside import MemoryUse
 from support.target import Target
 from unit.ways import WAYS, Way, copied, spliced
 
 from memfs.fuse.inodes import Name, ProcessNode
-from memfs.fuse.tree import Tree
 from memfs.target.identity import identify
 
 MIB = 1 << 20
@@ -62,9 +62,9 @@ def test_reading_memory_of_every_kind_costs_the_target_nothing(everything: Targe
 
 def test_looking_at_names_sizes_and_attributes_costs_the_target_nothing(everything: Target) -> None:
     before = everything.rss()
-    tree = Tree()
+    tree = plain_tree()
     process = ProcessNode(identify(everything.pid), Name.PROCESS)
-    entries = [*tree.list(process), *tree.list(ProcessNode(process.identity, Name.VMAS))]
+    entries = [*tree.list(process), *tree.list(ProcessNode(process.owner, Name.VMAS))]
     for entry in entries:
         tree.attributes(entry.node)
         tree.extended_attributes(entry.node)

@@ -64,7 +64,7 @@ def hasty_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("hasty_threads")
 def test_threads_that_ask_at_once_get_the_same_numbers() -> None:
     asked = [ProcessNode(Identity(pid, pid), Name.MEM) for pid in range(1, 1500)]
-    alive = {node.identity for node in asked}
+    alive = {node.owner for node in asked}
     for _ in range(20):
         inodes = Inodes(lambda: alive)
         together = threading.Barrier(4)

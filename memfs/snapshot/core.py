@@ -1,0 +1,159 @@
+"""The core file of a snapshot: a head that is built, and memory that is laid out behind it, never copied.
+
+A segment ends in the file where its VMA cannot be read any further, so that reading a core to its end
+is never an error: what it leaves out, it says so.
+"""
+
+import bisect
+import contextlib
+from collections.abc import Iterator
+
+from memfs.errors import MemfsError
+from memfs.image.elfcore import CoreFilter, CoreLayout, Extent, Segment, dumped_bytes, lay_out
+from memfs.image.elfnotes import pack_notes
+from memfs.image.memory import Memory
+from memfs.image.source import Piece, Source, Workspace
+from memfs.image.text import Text
+from memfs.linux.procfs import parse_maps
+from memfs.linux.span import Span
+from memfs.snapshot.snapshot import Snapshot
+from memfs.snapshot.values import Fate, Part
+
+
+def open_core(snapshot: Snapshot, *, full: bool) -> "Core":
+    """The core file of *snapshot*, which is held until it is closed; *full* leaves nothing out.
+
+    Raises:
+        TargetExited: the snapshot has been let go.
+    """
+    space = snapshot.open()
+    try:
+        memory = Memory(space, space.layout(), Span(0, space.end()), flat=True)
+        return Core(_layout_of(snapshot, memory, full=full), memory)
+    except BaseException:
+        space.close()
+        raise
+
+
+def size_core(snapshot: Snapshot, *, full: bool) -> int:
+    """Its size in bytes.
+
+    Raises:
+        TargetExited: the snapshot has been let go.
+    """
+    if snapshot.core is None:
+        open_core(snapshot, full=full).close()
+    assert snapshot.core is not None
+    return snapshot.core.size_bytes
+
+
+def _layout_of(snapshot: Snapshot, memory: Memory, *, full: bool) -> CoreLayout:
+    if snapshot.core is None:
+        frozen = snapshot.frozen
+        workspace = Workspace()
+        try:
+            segments = [_segment(snapshot, part, memory, workspace, full=full) for part in frozen.parts]
+        finally:
+            workspace.close()
+        notes = pack_notes(frozen.process, frozen.threads, parse_maps(frozen.maps_text))
+        snapshot.core = lay_out(notes, segments)
+    return snapshot.core
+
+
+def _segment(snapshot: Snapshot, part: Part, memory: Memory, workspace: Workspace, *, full: bool) -> Segment:
+    region = part.region
+    size = 0
+    if region.has_file and part.fate is not Fate.ABSENT:
+        size = region.span.size if full else _wanted_bytes(snapshot, part, memory, workspace)
+        size = min(size, memory.readable_bytes(region, workspace.scanner))
+    return Segment(region.span, region.mapping.access, size)
+
+
+def _wanted_bytes(snapshot: Snapshot, part: Part, memory: Memory, workspace: Workspace) -> int:
+    """How much of a VMA the process wants in its core files, see core(5)."""
+    region = part.region
+    use = snapshot.frozen.uses.get(region.span.start)
+    return dumped_bytes(
+        region.mapping,
+        use.flags if use is not None else frozenset(),
+        CoreFilter(snapshot.frozen.process.core_filter),
+        has_own_pages=part.fate is Fate.COPIED or memory.has_own_pages(region, workspace.scanner),
+        begins_program=lambda: _begins_with_elf(memory, region.span.start, workspace),
+    )
+
+
+def _begins_with_elf(memory: Memory, address: int, workspace: Workspace) -> bool:
+    magic = bytearray(len(_ELF_MAGIC))
+    with contextlib.suppress(MemfsError, OSError):
+        memory.read_into(address, memoryview(magic), workspace)
+    return magic == _ELF_MAGIC
+
+
+_ELF_MAGIC = b"\x7fELF"
+
+
+class Core(Source):
+    """The file: its head comes from our own memory, all else from the snapshot's."""
+
+    has_cached_pages = True
+
+    def __init__(self, layout: CoreLayout, memory: Memory) -> None:
+        """Show *layout* over the flat *memory*, which is taken over."""
+        self.size_bytes = layout.size_bytes
+        self._head = Text(layout.head)
+        self._head_bytes = len(layout.head)
+        self._extents = layout.extents
+        self._starts = [extent.span.start for extent in layout.extents]
+        self._memory = memory
+
+    def close(self) -> None:
+        self._head.close()
+        self._memory.close()
+
+    def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
+        found = self._head.pieces(span.clip(Span(0, self._head_bytes)), workspace)
+        for addresses in self._addresses(span):
+            found += self._memory.pieces(addresses, workspace)
+        return found
+
+    def _extents_over(self, span: Span) -> Iterator[Extent]:
+        at = max(0, bisect.bisect_right(self._starts, span.start) - 1)
+        while at < len(self._extents) and self._starts[at] < span.end:
+            if self._extents[at].span.end > span.start:
+                yield self._extents[at]
+            at += 1
+
+    def _addresses(self, span: Span) -> Iterator[Span]:
+        """Where the memory lies that *span* of the file shows."""
+        for extent in self._extents_over(span):
+            yield extent.span.clip(span).moved(extent.address - extent.span.start)
+
+    def still_true(self, span: Span, pieces: list[Piece]) -> bool:
+        return all(self._memory.still_true(addresses, pieces) for addresses in self._addresses(span))
+
+    def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
+        for addresses in self._addresses(Span(offset, offset + 1)):
+            return self._memory.recover(addresses.start, piece, view)
+        return self._head.recover(offset, piece, view)
+
+    def next_data(self, offset: int, workspace: Workspace) -> int:
+        if offset < self._head_bytes:
+            return offset
+        known = -1  # up to there nothing is data
+        for extent in self._extents_over(Span(offset, self.size_bytes)):
+            to_file = extent.span.start - extent.address
+            at = max(offset - to_file, extent.address)
+            if known < at:
+                known = self._memory.next_data(at, workspace)
+            if known < extent.span.end - to_file:
+                return max(at, known) + to_file
+        return self.size_bytes
+
+    def next_hole(self, offset: int, workspace: Workspace) -> int:
+        for extent in self._extents_over(Span(max(offset, self._head_bytes), self.size_bytes)):
+            to_file = extent.span.start - extent.address
+            at = max(offset - to_file, extent.address)
+            found = self._memory.next_hole(at, workspace)
+            if found < extent.span.end - to_file:
+                return found + to_file
+        return self.size_bytes

@@ -1,0 +1,118 @@
+"""A frozen copy as an address space: the same questions as of a running process, and answers that stay.
+
+A file or a directory that is open holds the snapshot; when the last is closed and its name is gone,
+the copy ends.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from memfs.errors import RangeUnmapped, TargetExited
+from memfs.linux.pagemap import MOST_RUNS, PageKind, PageRun, Scanner
+from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.snapshot.values import FileState
+from memfs.target.layout import Layout
+from memfs.target.space import Space, unmapped
+
+if TYPE_CHECKING:
+    from memfs.snapshot.snapshot import Snapshot
+
+
+class FrozenSpace(Space):
+    """One use of a snapshot."""
+
+    waits = False
+
+    def __init__(self, snapshot: "Snapshot") -> None:
+        """Use *snapshot*, which is held until :meth:`close`."""
+        frozen = snapshot.frozen
+        self.identity = frozen.identity
+        self.stat = frozen.stat
+        self.mem = snapshot.copy.mem if snapshot.copy is not None else -1
+        self.copied = snapshot.aside
+        self._frozen = frozen
+        self._layout = snapshot.layout
+        self._copy = snapshot.copy
+        self._snapshot: Snapshot | None = snapshot
+
+    def close(self) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.drop()
+
+    def maps_text(self) -> bytes:
+        return self._frozen.maps_text
+
+    def layout(self) -> Layout:
+        return self._layout
+
+    def layout_over(self, span: Span) -> Layout:
+        return Layout(tuple(self._layout.over(span)))
+
+    def mappings_over(self, span: Span, *, paths: bool = False) -> Iterator[Mapping]:
+        self._ensure_alive()
+        for region in self._layout.over(span):
+            yield region.mapping
+
+    def use_of(self, start: int) -> MemoryUse | None:
+        return self._frozen.uses.get(start)
+
+    def is_fetched(self, span: Span) -> bool:
+        return any(span.clip(fetched) for fetched in self._frozen.fetched)
+
+    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+        if self._copy is None:
+            yield from _data_runs(self.copied, span)
+            return
+        try:
+            yield from self._copy.pages(span, scanner, limit)
+        except TargetExited:
+            raise self._lost() from None
+
+    def read_waiting(self, address: int, view: memoryview) -> int:
+        raise unmapped(address)  # no one supplies pages to a copy
+
+    def open_backing(self, mapping: Mapping) -> int:
+        if self._copy is None:
+            raise unmapped(mapping.span.start)
+        return self._copy.open_backing(mapping)
+
+    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+        if mapping.shared:
+            return
+        known = self._frozen.files.get((mapping.device, mapping.inode))
+        if known != FileState(backing.st_mtime_ns, backing.st_size):
+            path = mapping.path.decode(errors="backslashreplace")
+            raise RangeUnmapped(f"{path} was written since process {self.identity.pid} was frozen")
+
+    def _ensure_alive(self) -> None:
+        if self._copy is not None:
+            try:
+                next(self._copy.mappings_over(Span(0, 1)), None)
+            except TargetExited:
+                raise self._lost() from None
+
+    def _lost(self) -> TargetExited:
+        return TargetExited(
+            f"the frozen copy of process {self.identity.pid} was killed",
+            "memory may have run short: see the kernel's log",
+        )
+
+
+def _data_runs(fd: int, span: Span) -> Iterator[PageRun]:
+    """What a sparse file holds of *span*."""
+    at = span.start
+    while at < span.end:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing follows
+            begin = span.end
+        begin = min(begin, span.end)
+        if begin > at:
+            yield PageRun(Span(at, begin), PageKind.UNTOUCHED)
+        if begin == span.end:
+            return
+        at = min(os.lseek(fd, begin, os.SEEK_HOLE), span.end)
+        yield PageRun(Span(begin, -(-at // PAGE_BYTES) * PAGE_BYTES), PageKind.OWN)

@@ -1,0 +1,114 @@
+"""One snapshot that the daemon holds: its descriptors, who uses it, and its end."""
+
+import contextlib
+import functools
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+import attrs
+
+from memfs.errors import TargetExited
+from memfs.image.elfcore import CoreLayout
+from memfs.snapshot.frozen import FrozenSpace
+from memfs.snapshot.info import format_info
+from memfs.snapshot.values import Frozen
+from memfs.target.identity import Identity
+from memfs.target.layout import Layout
+from memfs.target.process import AddressSpace, VmaFlagsCache
+
+_LET_GO_S = 5.0
+
+
+@attrs.frozen
+class SnapshotId:
+    """A snapshot for all time: of which process, and which of all that the mount has seen."""
+
+    identity: Identity
+    serial: int
+
+
+class Snapshot:
+    """A frozen copy and what is known of it.
+
+    It lives for as long as someone holds it: its name, and each use.
+
+    Attributes:
+        frozen: what is known of it.
+        layout: its VMAs, each with the kind that it has in the snapshot.
+        copy: the address space of the frozen process; None where all was copied.
+        aside: descriptor of what was copied.
+        core: how its core file is laid out, once someone has asked.
+    """
+
+    def __init__(
+        self,
+        id_: SnapshotId,
+        frozen: Frozen,
+        aside: int,
+        channel: socket.socket,
+        on_end: Callable[["Snapshot"], None],
+    ) -> None:
+        """Take over the descriptor *aside* and the *channel* to the worker that made it.
+
+        Raises:
+            TargetExited: the copy was killed meanwhile.
+        """
+        self.id = id_
+        self.frozen = frozen
+        self.layout = Layout(tuple(part.region for part in frozen.parts))
+        self.aside = aside
+        self.copy: AddressSpace | None = None
+        self.core: CoreLayout | None = None
+        self._channel = channel
+        self._on_end = on_end
+        self._holders = 1
+        self._lock = threading.Lock()
+        try:
+            if frozen.copy is not None:
+                self.copy = AddressSpace(frozen.copy, VmaFlagsCache(), memory=True)
+        except BaseException:
+            self.drop()
+            raise
+
+    @functools.cached_property
+    def info(self) -> bytes:
+        """The content of info.json."""
+        return format_info(self.frozen)
+
+    def open(self) -> FrozenSpace:
+        """Its address space, which the caller closes.
+
+        Raises:
+            TargetExited: it has been let go.
+        """
+        self.hold()
+        return FrozenSpace(self)
+
+    def hold(self) -> None:
+        """Keep it until :meth:`drop`.
+
+        Raises:
+            TargetExited: it has been let go.
+        """
+        with self._lock:
+            if not self._holders:
+                raise TargetExited("the snapshot was let go")
+            self._holders += 1
+
+    def drop(self, *, wait: bool = False) -> None:
+        """Undo one :meth:`hold`. With the last the copy ends, soon; or before this returns, with *wait*."""
+        with self._lock:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            if self.copy is not None:
+                self.copy.close()
+            os.close(self.aside)
+            self._on_end(self)
+            with self._channel, contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_WR)
+                if wait:
+                    select.select([self._channel], [], [], _LET_GO_S)

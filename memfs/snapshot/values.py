@@ -1,0 +1,113 @@
+"""What a snapshot is, as values: what is asked for, and what came of it. They go from process to process."""
+
+import enum
+from collections.abc import Mapping as ReadOnlyDict
+
+import attrs
+
+from memfs.linux.procfs import MemoryUse, Stat, Status
+from memfs.linux.span import Span
+from memfs.target.identity import Identity
+from memfs.target.layout import Device, Region
+from memfs.target.record import ProcessRecord, ThreadRecord
+
+DEFAULT_COPY_BYTES = 64 << 20
+"""Copied while the process is stopped, at most: some 15 ms of pause."""
+
+
+@attrs.frozen
+class Request:
+    """One attempt at a snapshot.
+
+    Attributes:
+        own_device: of the mount that asks: what the process maps of it cannot be read.
+        copy_bytes: the most that may be copied while the process is stopped, of what fork does not keep.
+        copy_all: copy all of it instead of forking.
+        stop_s: how long to wait for its threads to stop.
+    """
+
+    identity: Identity
+    own_device: Device | None
+    copy_bytes: int
+    copy_all: bool
+    stop_s: float
+
+
+class Fate(enum.Enum):
+    """What became of a VMA in the snapshot."""
+
+    FROZEN = "frozen"
+    """Its pages are those of the moment of the snapshot."""
+    COPIED = "copied"
+    """The same, by a copy made while the process was stopped."""
+    LIVE = "live"
+    """It shows what the object mapped there holds now."""
+    ABSENT = "absent"
+    """Its content is not in the snapshot: reading it gives EIO."""
+
+
+@attrs.frozen
+class Part:
+    """One VMA of the process, and its fate.
+
+    Attributes:
+        region: its kind says where its bytes are to be had.
+        reason: why it is not simply frozen; empty where it is.
+    """
+
+    region: Region
+    fate: Fate
+    reason: str = ""
+
+
+@attrs.frozen
+class Phases:
+    """How long each step took while the process was stopped, in microseconds."""
+
+    stop: int
+    record: int
+    copy: int
+    fork: int
+    release: int
+
+    @property
+    def pause(self) -> int:
+        """From the first thread that stopped to the last that went on."""
+        return sum(attrs.astuple(self))
+
+
+@attrs.frozen
+class FileState:
+    """By what a change of a mapped file is seen."""
+
+    mtime_ns: int
+    size_bytes: int
+
+
+@attrs.frozen
+class Frozen:
+    """What a worker knows of the snapshot that it has made.
+
+    Attributes:
+        copy: the frozen process, whose address space holds the frozen pages; None where all was copied.
+        taken_ns: when, since the epoch.
+        stat: of the process; where its heap, its stack and its code begin.
+        owner: its user and group, and how much memory it held.
+        uses: what smaps says of each VMA of the copy, by its start address.
+        fetched: where a userfaultfd supplied missing pages, which no one does now.
+        files: the mapped files, by device and inode number, as they were just after.
+    """
+
+    identity: Identity
+    copy: Identity | None
+    taken_ns: int
+    phases: Phases
+    stat: Stat
+    owner: Status
+    process: ProcessRecord
+    threads: tuple[ThreadRecord, ...]
+    maps_text: bytes
+    parts: tuple[Part, ...]
+    uses: ReadOnlyDict[int, MemoryUse]
+    fetched: tuple[Span, ...]
+    files: ReadOnlyDict[tuple[Device, int], FileState]

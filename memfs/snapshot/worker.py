@@ -1,0 +1,71 @@
+"""The life of a worker: one process for one snapshot, from the stop until it is let go.
+
+It is the tracer of the copy, which ends when its tracer does. What it waits for all its life is the end
+of its channel: that comes when the snapshot is let go, and when the daemon ends, in whatever way.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import time
+import traceback
+
+from memfs.errors import CannotFreeze, MemfsError
+from memfs.linux import ptrace
+from memfs.snapshot import wire
+from memfs.snapshot.freeze import Freezing
+from memfs.snapshot.values import Request
+
+_REAP_TRIES = 20
+_REAP_PAUSE_S = 0.1
+_LATER_S = 1.0
+
+
+def work(channel: socket.socket) -> None:
+    """Serve one request, and hold the snapshot for as long as *channel* is open at the other end."""
+    gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ptrace.prepare_to_wait()
+    freezing = None
+    try:
+        request, _ = wire.receive(channel)
+        assert isinstance(request, Request)
+        freezing = Freezing(request)
+        frozen, aside = freezing.run()
+        wire.send(channel, frozen, [aside])
+        os.close(aside)
+        _await_end(channel)
+    except (EOFError, ConnectionError):
+        pass
+    except MemfsError as error:
+        _report(channel, error)
+    except Exception:  # noqa: BLE001 - whatever it is, the daemon logs it
+        _report(channel, CannotFreeze(f"the snapshot failed for no known reason: {traceback.format_exc()}"))
+    finally:
+        if freezing is not None:
+            _let_go(freezing, channel)
+
+
+def _report(channel: socket.socket, error: MemfsError) -> None:
+    with contextlib.suppress(OSError):
+        wire.send(channel, error)
+
+
+def _await_end(channel: socket.socket) -> None:
+    while channel.recv(1):
+        pass
+
+
+def _let_go(freezing: Freezing, channel: socket.socket) -> None:
+    """Take the copy back. A process that cannot be stopped now, for a debugger has it, is tried later."""
+    for _ in range(_REAP_TRIES):
+        if freezing.let_go():
+            return
+        time.sleep(_REAP_PAUSE_S)
+    channel.close()
+    if os.fork():
+        return  # who waits for us need not wait for the debugger too
+    while not freezing.let_go():
+        time.sleep(_LATER_S)

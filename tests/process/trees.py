@@ -1,0 +1,15 @@
+"""A tree without a mount, for tests that take no snapshots."""
+
+from typing import NoReturn
+
+from memfs.fuse.tree import Tree
+from memfs.snapshot.registry import Snapshots
+
+
+def plain_tree() -> Tree:
+    """The tree of all processes; taking a snapshot is an error of the test."""
+    return Tree(Snapshots(_refuse, copy_bytes=0, fall_back=False))
+
+
+def _refuse() -> NoReturn:
+    raise AssertionError("a snapshot was asked for")
