@@ -98,6 +98,8 @@ class Memory(Source):
         elif region.kind is Kind.OPAQUE:
             found.append(self._memory(part))
         elif region.kind is Kind.COPIED:
+            if part.end > region.span.start + self._space.copied_bytes(region):
+                raise unmapped(part.end)
             found.append(Piece(part.size, self._space.copied, part.start, cached=True))
         elif region.kind is Kind.ABSENT:
             raise unmapped(part.start)
@@ -212,6 +214,8 @@ class Memory(Source):
         span = region.span
         if region.kind in (Kind.ABSENT, Kind.UNREADABLE):
             return 0
+        if region.kind is Kind.COPIED:
+            return self._space.copied_bytes(region)
         if self._space.is_fetched(span) and not self._space.waits:
             at = span.start
             for run in self._space.pages(span, scanner):

@@ -7,6 +7,7 @@ what is left for the pause is the copying itself.
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import attrs
 
@@ -14,11 +15,11 @@ from memfs.errors import MemfsError
 from memfs.image.memory import Memory
 from memfs.image.source import MAX_READ_BYTES, Workspace
 from memfs.linux.span import Span
+from memfs.linux.syscalls import punch_hole
 from memfs.target.layout import USER_END, Kind, Layout, Region
 from memfs.target.process import AddressSpace
-from memfs.target.space import unmapped
 
-_MERGED_GAP_BYTES = 64 << 10
+_READ_GAP_BYTES = 64 << 10
 
 
 @attrs.frozen
@@ -27,6 +28,19 @@ class Wanted:
 
     region: Region
     reason: str
+
+
+@attrs.frozen
+class Copied:
+    """A VMA that was copied.
+
+    Attributes:
+        reason: why.
+        size_bytes: how much of it, from its start: what lies behind cannot be read by anyone.
+    """
+
+    reason: str
+    size_bytes: int
 
 
 class Aside:
@@ -41,7 +55,7 @@ class Aside:
         """Copy out of *space*, *limit_bytes* at most of what :meth:`prepare` is told to limit."""
         self.fd = os.memfd_create("memfs-snapshot", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, USER_END)
-        self.copied: dict[int, Wanted] = {}
+        self.copied: dict[int, Copied] = {}
         self._space = space
         self._left_bytes = limit_bytes
         self._extents: dict[int, tuple[Wanted, list[Span]]] = {}
@@ -75,14 +89,15 @@ class Aside:
             if region is None or region != wanted.region:
                 continue  # mapped anew since: it is not in the copy
             with contextlib.suppress(MemfsError, OSError):
-                # What was data before may be a hole now: the zeros must be written too.
-                self._copy(region, _merged(before + self._find_extents(region, layout)), layout)
-                self.copied[start] = wanted
+                extents = self._find_extents(region, layout)
+                if extents != before:
+                    punch_hole(self.fd, start, region.span.size)
+                self._copy(region, extents, layout)
+                size = self._source(region, layout).readable_bytes(region, self._workspace.scanner)
+                self.copied[start] = Copied(wanted.reason, size)
 
     def _find_extents(self, region: Region, layout: Layout) -> list[Span]:
         source = self._source(region, layout)
-        if source.readable_bytes(region, self._workspace.scanner) < region.span.size:
-            raise unmapped(region.span.end)  # a copy would have zeros where reading is an error
         found: list[Span] = []
         at = 0
         while at < source.size_bytes:
@@ -91,15 +106,17 @@ class Aside:
                 break
             at = source.next_hole(begin, self._workspace)
             found.append(Span(begin, at).moved(region.span.start))
-        return _merged(found)
+        return found
 
     def _copy(self, region: Region, extents: list[Span], layout: Layout) -> None:
+        """Holes stay holes: what lies in a small gap is read, but not written."""
         source = self._source(region, layout)
-        for extent in extents:
-            for start in range(extent.start, extent.end, MAX_READ_BYTES):
-                view = self._workspace.data[: min(extent.end - start, MAX_READ_BYTES)]
-                source.read_into(start - region.span.start, view, self._workspace)
-                os.pwrite(self.fd, view, start)
+        data = self._workspace.data
+        for stretch, pieces in _stretches(extents):
+            source.read_into(stretch.start - region.span.start, data[: stretch.size], self._workspace)
+            for piece in pieces:
+                at = piece.start - stretch.start
+                os.pwrite(self.fd, data[at : at + piece.size], piece.start)
 
     def _source(self, region: Region, layout: Layout) -> Memory:
         source = self._sources.get(region.span)
@@ -125,12 +142,20 @@ def what_fork_does_not_keep(region: Region, flags: frozenset[bytes]) -> str:
     return "shared memory" if region.kind is Kind.SHARED else ""
 
 
-def _merged(extents: list[Span]) -> list[Span]:
-    """The same in order, with small gaps filled: a call costs more than some pages."""
-    merged: list[Span] = []
-    for extent in sorted(extents):
-        if merged and extent.start - merged[-1].end <= _MERGED_GAP_BYTES:
-            merged[-1] = Span(merged[-1].start, max(merged[-1].end, extent.end))
-        else:
-            merged.append(extent)
-    return merged
+def _stretches(extents: list[Span]) -> Iterator[tuple[Span, list[Span]]]:
+    """What to read at once, and the *extents*, or parts of them, that lie in it.
+
+    Extents with small gaps are read together: a call costs more than some pages.
+    """
+    pieces: list[Span] = []
+    for extent in extents:
+        for start in range(extent.start, extent.end, MAX_READ_BYTES):
+            piece = Span(start, min(start + MAX_READ_BYTES, extent.end))
+            if pieces and (
+                piece.start - pieces[-1].end > _READ_GAP_BYTES or piece.end - pieces[0].start > MAX_READ_BYTES
+            ):
+                yield Span(pieces[0].start, pieces[-1].end), pieces
+                pieces = []
+            pieces.append(piece)
+    if pieces:
+        yield Span(pieces[0].start, pieces[-1].end), pieces

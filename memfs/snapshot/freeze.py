@@ -179,8 +179,9 @@ class Freezing:
         start = region.span.start
         if not region.has_file:
             return Part(region, Fate.ABSENT, "no one can read it")
-        if start in self._aside.copied:
-            return Part(Region(region.mapping, Kind.COPIED), Fate.COPIED, self._aside.copied[start].reason)
+        copied = self._aside.copied.get(start)
+        if copied is not None:
+            return Part(Region(region.mapping, Kind.COPIED), Fate.COPIED, copied.reason, copied.size_bytes)
         use = uses.get(start)
         absent = Region(region.mapping, Kind.ABSENT)
         fetched = any(region.span.clip(fetched) for fetched in known.fetched)

@@ -13,7 +13,7 @@ from memfs.linux.pagemap import MOST_RUNS, PageKind, PageRun, Scanner
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import FileState
-from memfs.target.layout import Layout
+from memfs.target.layout import Layout, Region
 from memfs.target.space import Space, unmapped
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class FrozenSpace(Space):
         self.mem = snapshot.copy.mem if snapshot.copy is not None else -1
         self.copied = snapshot.aside
         self._frozen = frozen
+        self._copied_bytes = snapshot.copied_bytes
         self._layout = snapshot.layout
         self._copy = snapshot.copy
         self._snapshot: Snapshot | None = snapshot
@@ -70,6 +71,9 @@ class FrozenSpace(Space):
             yield from self._copy.pages(span, scanner, limit)
         except TargetExited:
             raise self._lost() from None
+
+    def copied_bytes(self, region: Region) -> int:
+        return self._copied_bytes[region.span.start]
 
     def read_waiting(self, address: int, view: memoryview) -> int:
         raise unmapped(address)  # no one supplies pages to a copy

@@ -38,6 +38,7 @@ class Snapshot:
     Attributes:
         frozen: what is known of it.
         layout: its VMAs, each with the kind that it has in the snapshot.
+        copied_bytes: how much of each VMA was copied, by its start address.
         copy: the address space of the frozen process; None where all was copied.
         aside: descriptor of what was copied.
         core: how its core file is laid out, once someone has asked.
@@ -59,6 +60,7 @@ class Snapshot:
         self.id = id_
         self.frozen = frozen
         self.layout = Layout(tuple(part.region for part in frozen.parts))
+        self.copied_bytes = {part.region.span.start: part.copied_bytes for part in frozen.parts}
         self.aside = aside
         self.copy: AddressSpace | None = None
         self.core: CoreLayout | None = None

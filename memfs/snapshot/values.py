@@ -53,11 +53,13 @@ class Part:
     Attributes:
         region: its kind says where its bytes are to be had.
         reason: why it is not simply frozen; empty where it is.
+        copied_bytes: how much of it was copied, from its start.
     """
 
     region: Region
     fate: Fate
     reason: str = ""
+    copied_bytes: int = 0
 
 
 @attrs.frozen

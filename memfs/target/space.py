@@ -85,6 +85,10 @@ class Space(abc.ABC):
             RangeUnmapped: nothing can be read there.
         """
 
+    def copied_bytes(self, region: Region) -> int:
+        """How much of *region*, which is Kind.COPIED, was copied from its start; the rest cannot be read."""
+        return region.span.size
+
     @abc.abstractmethod
     def open_backing(self, mapping: Mapping) -> int:
         """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.

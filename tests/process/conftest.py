@@ -3,10 +3,24 @@
 from collections.abc import Iterator
 
 import pytest
-from process.reading import hold_everything
+from process.freezing import LARGE_COPY_BYTES, Freezer, snapshots
+from process.reading import Reader, hold_everything
 from support.target import Target
 
 from memfs.image.source import Workspace
+
+
+@pytest.fixture(scope="session")
+def _freezer() -> Iterator[Freezer]:
+    with snapshots(copy_bytes=LARGE_COPY_BYTES) as registry:
+        Reader.freezer = Freezer(registry)
+        yield Reader.freezer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go(_freezer: Freezer) -> Iterator[None]:
+    yield
+    _freezer.let_go()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How the tests of this directory open a live process, and where in a mapping they look."""
+"""How the tests of this directory open a process, live or frozen, and where in a mapping they look."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import attrs
 import pytest
+from process.freezing import Freezer
 from support import kinds
 from support.held import HeldMapping, Span
 from support.machine import huge_pages
@@ -23,6 +24,7 @@ from memfs.linux import span as memfs_span
 from memfs.linux.pagemap import Scanner
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.space import Space
 
 LONGEST = 200 * PAGE
 """The longest read here: with a header it fits into a pipe of 1 MiB, wherever in a page it begins."""
@@ -40,14 +42,27 @@ class Reader:
     """By PAGEMAP_SCAN; else by /proc/PID/pagemap, as before Linux 6.7."""
     queries: bool = True
     """By PROCMAP_QUERY; else by the text of maps, as before Linux 6.11."""
+    frozen: bool = False
+    """In a snapshot, made by a fork; else the running process."""
+    copied: bool = False
+    """In a snapshot, made by copying all of it."""
+
+    freezer: ClassVar[Freezer]
+    """Set for as long as the tests of this directory run."""
 
     def __str__(self) -> str:
         return self.name
 
-    def open(self, pid: int, span: Span) -> "Opened":
-        """Open *pid*; *span* is what it shows, unless it is flat."""
+    def _space(self, pid: int) -> Space:
+        if self.frozen or self.copied:
+            return self.freezer.freeze(pid, copy_all=self.copied).open()
         space = AddressSpace(identify(pid), VmaFlagsCache(), memory=True)
         space._queries = self.queries
+        return space
+
+    def open(self, pid: int, span: Span) -> "Opened":
+        """Open *pid*; *span* is what it shows, unless it is flat."""
+        space = self._space(pid)
         if self.flat:
             source = Memory(space, space.layout(), memfs_span.Span(0, space.end()), flat=True)
         else:
@@ -67,11 +82,19 @@ READERS = (
     Reader("vma-by-pagemap", scans=False),
     Reader("flat-by-maps-text", flat=True, queries=False),
 )
+FROZEN = Reader("frozen", frozen=True)
+FROZEN_READERS = (
+    FROZEN,
+    Reader("frozen-flat", frozen=True, flat=True),
+    Reader("copied", copied=True),
+    Reader("copied-flat", copied=True, flat=True),
+)
+"""Of processes that do not change: each is frozen once, when it is first read."""
 
 
 @attrs.frozen
 class Opened:
-    """A live process, open; addresses in, bytes and addresses out."""
+    """A process, open; addresses in, bytes and addresses out."""
 
     source: Memory
     base: int

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from process.reading import FLAT, KINDS, READERS, VMA, Reader, first_edges, mappings_of
+from process.reading import FLAT, FROZEN_READERS, KINDS, READERS, VMA, Reader, first_edges, mappings_of
 from support.held import HeldMapping, Span, merge, subtract
 from support.pattern import PAGE
 from support.target import Target
@@ -11,7 +11,7 @@ from support.target import Target
 CASES = [
     pytest.param(reader, kind, id=f"{kind}-{reader}")
     for kind in KINDS
-    for reader in READERS
+    for reader in (*READERS, *FROZEN_READERS)
     if reader.flat or kind != "secretmem"
     # A pagemap entry for each of 16 million pages takes its time.
     if reader.scans or kind != "reserved-64g"

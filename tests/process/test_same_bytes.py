@@ -1,7 +1,7 @@
 """Spliced equals copied equals what was written equals /proc/PID/mem, for memory of every kind."""
 
 import pytest
-from process.reading import FLAT, KINDS, LONGEST, READERS, VMA, Reader, mappings_of, windows
+from process.reading import FLAT, FROZEN_READERS, KINDS, LONGEST, READERS, VMA, Reader, mappings_of, windows
 from support.held import Span
 from support.outside import read_maps, read_memory
 from support.pattern import PAGE
@@ -13,7 +13,11 @@ from memfs.image.source import CannotSplice
 
 MIB = 1 << 20
 READABLE = [kind for kind in KINDS if kind != "secretmem"]
-CASES = [pytest.param(reader, kind, id=f"{kind}-{reader}") for kind in READABLE for reader in READERS]
+CASES = [
+    pytest.param(reader, kind, id=f"{kind}-{reader}")
+    for kind in READABLE
+    for reader in (*READERS, *FROZEN_READERS)
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -23,7 +27,8 @@ def test_every_way_gives_the_bytes_that_were_written(
 ) -> None:
     for mapping in mappings_of(everything, kind):
         with reader.open(everything.pid, mapping.span) as opened:
-            if way is spliced and kind == "hugetlb" and mapping.perms[3] == "s":
+            live = not (reader.frozen or reader.copied)
+            if way is spliced and live and kind == "hugetlb" and mapping.perms[3] == "s":
                 with pytest.raises(CannotSplice):  # hugetlbfs has no splice
                     opened.read(Span(mapping.start, mapping.start + PAGE), way)
                 continue
@@ -65,7 +70,7 @@ def test_all_else_that_a_program_maps_is_what_proc_mem_gives(compared: Target) -
 @pytest.mark.parametrize("way", WAYS)
 def test_a_guard_region_reads_as_zeros(everything: Target, way: Way) -> None:
     (mapping,) = mappings_of(everything, "guard")
-    for reader in (VMA, FLAT):
+    for reader in (VMA, FLAT, *FROZEN_READERS):
         with reader.open(everything.pid, mapping.span) as opened:
             content = opened.read(Span(mapping.start, mapping.end), way)
     for span in mapping.readable:
@@ -76,7 +81,7 @@ def test_a_guard_region_reads_as_zeros(everything: Target, way: Way) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", [*READERS, *FROZEN_READERS])
 def test_pages_behind_the_end_of_a_file_are_an_error(everything: Target, reader: Reader, way: Way) -> None:
     for mapping in mappings_of(everything, "file-truncated"):
         (beyond,) = mapping.unreadable
