@@ -176,13 +176,17 @@ class Snapshots:
     # Both
 
     def close(self) -> None:
-        """Take all names away: the mount is gone."""
+        """Take all names away, and let go what someone still holds: the mount is gone."""
         with self._lock:
             named, self._named = self._named, {}
         for names in named.values():
             for snapshot in names.values():
                 if snapshot is not None:
                     snapshot.drop()
+        with self._lock:
+            held = list(self._held.values())
+        for snapshot in held:
+            snapshot.abandon()
 
     def _drop_unreachable(self) -> None:
         """Let go what no path leads to: the process has ended, and another one has its pid."""

@@ -110,7 +110,12 @@ class Snapshot:
                 self.copy.close()
             os.close(self.aside)
             self._on_end(self)
-            with self._channel, contextlib.suppress(OSError):
-                self._channel.shutdown(socket.SHUT_WR)
+            with self._channel:
+                self.abandon()
                 if wait:
                     select.select([self._channel], [], [], _LET_GO_S)
+
+    def abandon(self) -> None:
+        """End the copy, whoever still holds it: reading it is an error from now on."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)

@@ -112,3 +112,18 @@ def read_memory_waiting(pid: int, span: Span) -> bytes:
         number = ctypes.get_errno() if got < 0 else errno.EFAULT
         raise OSError(number, os.strerror(number))
     return content.raw
+
+
+def children_of(pid: int) -> set[int]:
+    """The children of a process, zombies and those too that its wait(2) would not show."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
+
+
+def thread_states(pid: int) -> dict[int, tuple[str, int]]:
+    """The state letter of each thread, and the pid of who traces it."""
+    found = {}
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        fields = dict(re.findall(r"^(State|TracerPid):\t(\w+)", status.read_text(), re.MULTILINE))
+        found[int(status.parent.name)] = (fields["State"], int(fields["TracerPid"]))
+    return found
