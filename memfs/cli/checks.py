@@ -4,20 +4,25 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
+from memfs.errors import MemfsError
 from memfs.image.source import MAX_READ_BYTES
-from memfs.linux import procfs
+from memfs.linux import procfs, ptrace
 from memfs.linux.pagemap import Scanner
 from memfs.linux.pipe import Pipe
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import vmsplice_shares_pages
+from memfs.snapshot.forkserver import ForkServer
+from memfs.snapshot.registry import Snapshots
 from memfs.target.access import may_trace_all, yama_scope
+from memfs.target.identity import identify
 
 
 @attrs.frozen
@@ -163,6 +168,46 @@ def _try_readahead() -> str:
     return "/sys/class/bdi can be written"
 
 
+@contextlib.contextmanager
+def _child() -> Iterator[int]:
+    """A process that waits; it is killed in the end."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _try_snapshot() -> str:
+    server = ForkServer()
+    snapshots = Snapshots(server.connect, copy_bytes=0, fall_back=False)
+    try:
+        with _child() as child:
+            found = snapshots.share(identify(child))
+            found.drop(wait=True)
+    except MemfsError as error:
+        raise _missing(error.sentence) from None
+    finally:
+        server.close()
+    return f"a process was frozen, and stood still for {found.frozen.phases.pause} us"
+
+
+def _try_seccomp() -> str:
+    with _child() as child:
+        ptrace.seize(child, ptrace.Option.SUSPEND_SECCOMP)
+    return "seccomp filters can be suspended"
+
+
+def _try_priority() -> str:
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return "real-time scheduling is granted"
+
+
 def _try_syslog() -> str:
     if not Path("/dev/log").exists():
         raise _missing("there is no /dev/log")
@@ -219,6 +264,24 @@ _CHECKS = (
         _try_pipe,
         "replies of 1 MiB are copied, smaller ones are not",
         f"sysctl fs.pipe-max-size={2 * MAX_READ_BYTES}",
+    ),
+    _Check(
+        "snapshot",
+        _try_snapshot,
+        "there are no snapshots and no core files",
+        "mount as root, or sysctl kernel.yama.ptrace_scope=0; x86-64 is needed",
+    ),
+    _Check(
+        "seccomp suspension",
+        _try_seccomp,
+        "a process with a seccomp filter is frozen by copying it, or not at all",
+        "mount as root, or with -o snapshot_fallback=copy",
+    ),
+    _Check(
+        "real-time priority",
+        _try_priority,
+        "a process stands still for longer where CPUs are busy",
+        "mount as root, or with CAP_SYS_NICE",
     ),
     _Check("cpu latency", _try_latency, "each read waits for a CPU to wake up", "mount as root"),
     _Check(

@@ -56,6 +56,11 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
     return mounts
 
 
+def read_mounts() -> list[Mount]:
+    """The mounts of this process's mount namespace, the last one on a path being the one that shows."""
+    return parse_mountinfo(procfs.read_file("/proc/self/mountinfo"))
+
+
 _MOST_LINKS = 40  # MAXSYMLINKS
 
 
@@ -78,7 +83,7 @@ def mount_on(path: str | os.PathLike[str]) -> Mount | None:
     """
     resolved = os.fsencode(resolve(path))
     found = None
-    for mount in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")):
+    for mount in read_mounts():
         if mount.mountpoint == resolved:
             found = mount
     return found

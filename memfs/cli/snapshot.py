@@ -1,0 +1,95 @@
+"""``memfs snapshot``: mkdir in ``PID/snapshots``, with a name and a mount found where none is given."""
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from memfs.errors import CannotFreeze
+
+_LOG = "the daemon's log says why"
+_REASONS = {
+    errno.EEXIST: ("there is a snapshot of that name", "choose another name, or let that one go with rmdir"),
+    errno.EBUSY: ("it cannot be stopped now", f"{_LOG}; try again later"),
+    errno.EACCES: ("it may not be traced", _LOG),
+    errno.ENOSPC: ("there are as many snapshots as there may be", "let one go with rmdir"),
+    errno.EROFS: ("the mount does not take snapshots of it", "name a process that runs"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose one of at most 255 bytes"),
+    errno.ENOENT: ("it has ended", "see whether it runs"),
+}
+
+
+@click.command("snapshot")
+@click.option(
+    "--mount",
+    "mountpoint",
+    metavar="MOUNTPOINT",
+    type=click.Path(path_type=Path),
+    help="The mount to use; else the newest in which the process is.",
+)
+@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("name", required=False)
+def command(mountpoint: Path | None, pid: int, name: str | None) -> None:
+    """Freeze a copy of process PID as it is now, under NAME, and print its directory.
+
+    The process stops for some milliseconds. rmdir of the directory lets the copy go.
+    """
+    if name is not None and (not name or "/" in name or name in (".", "..")):
+        raise click.UsageError(f"{name!r} is no name for a directory.")
+    snapshots = _find(pid, mountpoint)
+    click.echo(os.fspath(_make_named(pid, snapshots / name) if name is not None else _make(pid, snapshots)))
+
+
+def _find(pid: int, mountpoint: Path | None) -> Path:
+    """The directory ``PID/snapshots``, in *mountpoint* or in the newest mount that has it.
+
+    Raises:
+        CannotFreeze: there is none.
+    """
+    from memfs.cli.mountpoint import our_mount
+    from memfs.linux.mountinfo import resolve
+
+    if mountpoint is not None:
+        our_mount(mountpoint)
+        candidates = [Path(resolve(mountpoint))]
+    else:
+        candidates = list(_mounts())
+    if not candidates:
+        raise CannotFreeze("memfs is not mounted", "mount it with 'memfs mount MOUNTPOINT'")
+    for candidate in candidates:
+        found = candidate / str(pid) / "snapshots"
+        if os.path.isdir(found):
+            return found
+    places = ", ".join(map(str, candidates))
+    raise CannotFreeze(f"there is no process {pid} in {places}", "see whether it runs, and has memory")
+
+
+def _mounts() -> Iterator[Path]:
+    """Where memfs is mounted, the newest first."""
+    from memfs.fuse.names import FS_TYPE
+    from memfs.linux.mountinfo import read_mounts
+
+    for mount in reversed(read_mounts()):
+        if mount.fs_type == FS_TYPE:
+            yield Path(os.fsdecode(mount.mountpoint))
+
+
+def _make(pid: int, snapshots: Path) -> Path:
+    """A snapshot named by the time, with a number behind it where that name is taken."""
+    now = time.strftime("%Y%m%dT%H%M%S")
+    number = 1
+    while os.path.lexists(directory := snapshots / (now if number == 1 else f"{now}-{number}")):
+        number += 1
+    return _make_named(pid, directory)
+
+
+def _make_named(pid: int, directory: Path) -> Path:
+    try:
+        directory.mkdir()
+    except OSError as error:
+        reason, mend = _REASONS.get(error.errno or errno.EIO, (error.strerror or str(error), _LOG))
+        raise CannotFreeze(f"no snapshot of process {pid}: {reason}", mend) from None
+    return directory
