@@ -1,4 +1,8 @@
-"""A snapshot is not noticed: not by what a program sees of itself, nor by its children, clients, parent."""
+"""A snapshot is not noticed: not by what a program sees of itself, nor by its children, clients, parent.
+
+MEMFS_SNAPSHOTS sets how many are taken of programs that look for it (40 unless set; 1000 for a long run),
+MEMFS_KILLS how often the daemon is killed in between (6 unless set).
+"""
 
 import os
 import re
@@ -14,14 +18,25 @@ from socket import AF_UNIX
 from socket import socket as Socket  # noqa: N812 - here a socket is a path
 
 import pytest
-from mount.mounted import TIMEOUT_SECONDS, Mount, run
+from mount.mounted import TIMEOUT_SECONDS, Mount, mounted, run
 from support.drivers import StuckTarget
 from support.outside import children_of, thread_states
 from support.target import Target
 from support.witness import COPY_OFFSET, Witness
 
-_SNAPSHOTS = 40
-_TORN_SNAPSHOTS = 100
+_SNAPSHOTS = int(os.environ.get("MEMFS_SNAPSHOTS", "40"))
+_KILLS = int(os.environ.get("MEMFS_KILLS", "6"))
+_LIMIT_SECONDS = 40 + 0.2 * _SNAPSHOTS
+_MOMENTS = 8
+
+pytestmark = pytest.mark.timeout(_LIMIT_SECONDS + 60)
+
+
+@pytest.fixture
+def memfs(tmp_path: Path) -> Iterator[Mount]:
+    """A mount that may take as long as so many snapshots take."""
+    with mounted(tmp_path, limit_seconds=_LIMIT_SECONDS) as mount:
+        yield mount
 
 
 @contextmanager
@@ -69,7 +84,7 @@ def test_what_a_program_writes_in_order_is_never_seen_out_of_order(memfs: Mount)
     with Witness("counters") as witness:
         first = witness.ask()
         seen = 0
-        for _ in range(_TORN_SNAPSHOTS):
+        for _ in range(_SNAPSHOTS):
             with snapshot(memfs, witness.pid) as directory:
                 memory = os.open(directory / "mem", os.O_RDONLY)
                 try:
@@ -272,7 +287,7 @@ def ensure_let_go_of_threads(pid: int) -> None:
     assert {tracer for _, tracer in thread_states(pid).values()} == {0}
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(_KILLS))
 def test_a_daemon_that_is_killed_lets_every_process_go(memfs: Mount, moment: int) -> None:
     """In the middle of a snapshot, too: it is killed as soon as a thread has been seen stopped."""
     with Witness("counters") as witness:
@@ -282,7 +297,7 @@ def test_a_daemon_that_is_killed_lets_every_process_go(memfs: Mount, moment: int
             ["mkdir", *(memfs.process(witness.pid) / "snapshots" / str(n) for n in range(12))],
             stderr=subprocess.DEVNULL,
         )
-        for _ in range(moment):
+        for _ in range(moment % _MOMENTS):
             while taking.poll() is None and not any(
                 tracer for _, tracer in thread_states(witness.pid).values()
             ):
