@@ -16,7 +16,8 @@ from memfs.snapshot.worker import work
 
 _FIRST_FREE = 3
 _PR_SET_NAME = 15  # <linux/prctl.h>
-_NAME = b"memfs-snapshot"
+_NAME = b"snapshot-worker"
+"""Not after the daemon: `pkill memfs` must not tear a worker away from a process that it has just stopped."""
 
 
 class ForkServer:

@@ -69,7 +69,10 @@ def test_every_mount_option_is_documented() -> None:
         assert f"`{option}`\n: " in _COMMANDS
 
 
-_SPEAKERS = {"CannotMount", "BadOption", "AccessDenied", "Denial"}
+_SPEAKERS = {
+    "CannotMount", "BadOption", "AccessDenied", "Denial",
+    "CannotFreeze", "TargetBusy", "TargetStuck", "TooMany",
+}  # fmt: skip
 _LOUD = {"info", "warning", "error", "critical", "exception"}
 _SOURCES = sorted((console.PROJECT / "memfs").rglob("*.py"))
 

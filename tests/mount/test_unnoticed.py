@@ -58,9 +58,8 @@ def snap(mount: Mount, pid: int) -> None:
 
 def ensure_let_go(pid: int) -> None:
     """No thread is traced, no thread stands still, no copy is left."""
-    states = thread_states(pid)
-    assert {tracer for _, tracer in states.values()} == {0}
-    assert not {state for state, _ in states.values()} & {"t", "T"}
+    assert not traced(pid)
+    assert not {state for state, _ in thread_states(pid).values()} & {"t", "T"}
     assert children_of(pid) == set()
 
 
@@ -275,16 +274,11 @@ def test_the_daemon_itself_and_one_that_asks_for_a_snapshot_of_itself_never_wait
         assert done.returncode == 0 or b"busy" in done.stderr
         if done.returncode == 0:
             (memfs.process(pid) / "snapshots" / "own").rmdir()
-        ensure_let_go_of_threads(pid)
+        assert not traced(pid)
     memfs.declare("^thread [0-9]+ of process [0-9]+ does not come out of the kernel")
     done = run("mkdir", memfs.path / "self" / "snapshots" / "own")
     assert done.returncode == 1
     assert b"Device or resource busy" in done.stderr
-
-
-def ensure_let_go_of_threads(pid: int) -> None:
-    """No thread is traced."""
-    assert {tracer for _, tracer in thread_states(pid).values()} == {0}
 
 
 @pytest.mark.parametrize("moment", range(_KILLS))
@@ -293,29 +287,28 @@ def test_a_daemon_that_is_killed_lets_every_process_go(memfs: Mount, moment: int
     with Witness("counters") as witness:
         kept = memfs.process(witness.pid) / "snapshots" / "kept"
         kept.mkdir()
+        (copy,) = map(os.pidfd_open, children_of(witness.pid))
         taking = subprocess.Popen(
             ["mkdir", *(memfs.process(witness.pid) / "snapshots" / str(n) for n in range(12))],
             stderr=subprocess.DEVNULL,
         )
-        for _ in range(moment % _MOMENTS):
-            while taking.poll() is None and not any(
-                tracer for _, tracer in thread_states(witness.pid).values()
-            ):
-                pass
-        copies = [os.pidfd_open(pid) for pid in children_of(witness.pid)]
-        assert copies
-        memfs.signal(signal.SIGKILL)
-        memfs.status = memfs.reap()
-        taking.wait(TIMEOUT_SECONDS)
-        for copy in copies:
-            assert select.select([copy], [], [], TIMEOUT_SECONDS)[0], "a copy lives on"
-            os.close(copy)
-        ended = 0
-        while children_of(witness.pid) or any(tracer for _, tracer in thread_states(witness.pid).values()):
-            ended += 1
-            assert ended < 100_000, "something is left"
+        with taking:
+            for _ in range(moment % _MOMENTS):
+                while taking.poll() is None and not traced(witness.pid):
+                    pass
+            memfs.signal(signal.SIGKILL)
+            memfs.status = memfs.reap()
+        assert select.select([copy], [], [], TIMEOUT_SECONDS)[0], "the copy lives on"
+        os.close(copy)
+        while children_of(witness.pid) or traced(witness.pid):
+            pass  # what was begun is brought to its end
         ensure_let_go(witness.pid)
         before = witness.ask()["first"]
         while witness.ask()["first"] == before:
             pass  # it counts on
         run("umount", "-l", memfs.path)
+
+
+def traced(pid: int) -> bool:
+    """Whether any thread is traced."""
+    return any(tracer for _, tracer in thread_states(pid).values())
