@@ -52,6 +52,7 @@ _VARYING = (
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?"), "<time>"),
     (re.compile(r"(?<![0-9a-f])[0-9a-f]{12}(?![0-9a-f])"), "<address>"),
     (re.compile(r"(?<=copied, ).*"), "<speed>"),
+    (re.compile(r"(?<=_us\": )\d+"), "<microseconds>"),
     (re.compile(r"(?<=flags=\").*(?=\")"), "<flags>"),
     (re.compile(r"(?<=process )\d+|(?<=/proc/)\d+|(?<=/mnt/mem/)\d+|(?<=daemon=\")\d+"), "<pid>"),
 )
