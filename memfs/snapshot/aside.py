@@ -83,10 +83,9 @@ class Aside:
 
     def take(self, layout: Layout) -> None:
         """Copy it for good; *layout* is that of the stopped process."""
-        now = {region.span.start: region for region in layout.regions}
         for start, (wanted, before) in self._extents.items():
-            region = now.get(start)
-            if region is None or region != wanted.region:
+            region = next(layout.over(wanted.region.span), None)
+            if region != wanted.region:
                 continue  # mapped anew since: it is not in the copy
             with contextlib.suppress(MemfsError, OSError):
                 extents = self._find_extents(region, layout)

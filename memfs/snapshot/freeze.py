@@ -109,7 +109,8 @@ class Freezing:
         return self._handle.exited  # then it goes to init, as every orphan does
 
     def _prepare(self, known: VmaFlags) -> None:
-        layout = self._space.layout()
+        self._maps_text = self._space.maps_text()
+        self._layout = layout = self._space.layout_of(self._maps_text)
         wanted = list(_wanted(layout, known))
         # What would be lost comes before what would only stay live, and the small before the large.
         wanted.sort(key=lambda one: (one.region.kind is Kind.SHARED, one.region.span.size))
@@ -127,8 +128,7 @@ class Freezing:
             self._taken_ns = time.time_ns()
             self._mark()
             self._threads = stopped.record()
-            self._maps_text = self._space.maps_text()
-            self._layout = self._space.layout()
+            self._look_again()
             self._mark()
             self._aside.take(self._layout)
             self._mark()
@@ -139,6 +139,13 @@ class Freezing:
             stopped.release()
             _come_first(False)
         self._mark()
+
+    def _look_again(self) -> None:
+        """See what is mapped. Mostly that is what was mapped before: 60,000 lines take 150 ms to parse."""
+        text = self._space.maps_text()
+        if text != self._maps_text:
+            self._maps_text = text
+            self._layout = self._space.layout_of(text)
 
     def _mark(self) -> None:
         self._marks.append(time.monotonic_ns())

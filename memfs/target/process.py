@@ -183,7 +183,11 @@ class AddressSpace(Space):
 
     def layout(self) -> Layout:
         """All that is mapped now."""
-        return self._classify(tuple(map(self._with_exact_path, procfs.parse_maps(self.maps_text()))))
+        return self.layout_of(self.maps_text())
+
+    def layout_of(self, maps_text: bytes) -> Layout:
+        """All that was mapped when :meth:`maps_text` was asked."""
+        return self._classify(tuple(map(self._with_exact_path, procfs.parse_maps(maps_text))))
 
     def layout_over(self, span: Span) -> Layout:
         """What is mapped now in *span* and meets it; cheap where the process has many VMAs."""

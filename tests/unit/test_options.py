@@ -30,6 +30,21 @@ def test_saying_the_same_twice_is_no_contradiction() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("3K", 3072),
+        ("64M", 67_108_864),
+        ("2G", 2_147_483_648),
+        ("1T", 1_099_511_627_776),
+    ],
+)
+def test_a_size_is_a_number_of_bytes_or_of_larger_units(text: str, size_bytes: int) -> None:
+    assert parse_options([f"snapshot_copy={text}"]).snapshot_copy_bytes == size_bytes
+
+
+@pytest.mark.parametrize(
     ("text", "named"),
     [
         ("frobnicate", "frobnicate"),
@@ -41,6 +56,9 @@ def test_saying_the_same_twice_is_no_contradiction() -> None:
         ("log=", "log=FILE"),
         ("splice=on,splice=off", "contradict"),
         ("log=a,log=b", "contradict"),
+        *((f"snapshot_copy={size}", "snapshot_copy=SIZE") for size in ("", "1.5G", "-1", "1g", "64MiB", "M")),
+        ("snapshot_fallback=on", "snapshot_fallback=copy|off"),
+        ("core=half", "core=full|filtered"),
         ("allow_other", "every user"),
         ("allow_root", "every user"),
         ("splice=on,allow_other", "every user"),
