@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from support.target import Target
 
+import memfs as memfs_package
+
 pytest.register_assert_rewrite("mount.mounted")
 
 from mount.kinds import CONTENT_KINDS  # noqa: E402
-from mount.mounted import Mount, mounted  # noqa: E402 - it must be known as a test's before it is loaded
+from mount.mounted import MEMFS, Mount, mounted, run  # noqa: E402 - it must be known as a test's before it is loaded
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _NOBODY = 65534
@@ -71,6 +73,8 @@ def shm() -> Iterator[Path]:
 @pytest.fixture
 def user() -> Iterator[int]:
     """The uid of a real second user, who may use /dev/fuse as udev lets him everywhere."""
+    if run("cat", MEMFS, memfs_package.__file__, user=_NOBODY).returncode:
+        pytest.skip(f"uid {_NOBODY} may not read the virtual environment or memfs")
     mode = _DEVICE.stat().st_mode & 0o7777
     _DEVICE.chmod(0o666)
     yield _NOBODY
