@@ -41,6 +41,7 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
         CannotMount: the kernel or fusermount3 refuses.
     """
     _allow_many_files()
+    _defer_end()
     server = ForkServer()  # first of all: nothing is open yet, and there is one thread
     try:
         snapshots = Snapshots(
@@ -132,8 +133,19 @@ def _raise_readahead(device: Device) -> None:
         log.debug("readahead stays as it is: %s", error)
 
 
+def _defer_end() -> None:
+    """Have a signal to end wait until there is something that can be ended.
+
+    And what comes when we are at it changes nothing: then the receiver has been closed again.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+    for number in _END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 async def _end_on_signal() -> None:
     with trio.open_signal_receiver(*_END_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
             pyfuse3.terminate()

@@ -51,6 +51,24 @@ def test_the_background_daemon_needs_no_log_file(tmp_path: Path) -> None:
         os.wait()
 
 
+def test_a_daemon_that_is_still_ending_is_not_taken_for_that_of_a_new_mount(tmp_path: Path) -> None:
+    """The kernel gives the number of a connection away as soon as its file system is unmounted."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with mounted(tmp_path / "old") as old:
+        number = old.path.stat().st_dev
+        old.signal(signal.SIGSTOP)
+        try:
+            check("umount", "-l", old.path)
+            with mounted(tmp_path / "new") as new:
+                assert new.path.stat().st_dev == number
+                _silent(memfs("umount", new.path))
+                assert new.reap_now() == 0
+        finally:
+            old.signal(signal.SIGCONT)
+        assert old.reap() == 0
+
+
 @contextmanager
 def _in_foreground(where: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stderr, mount_changes() as wait_for_change:
