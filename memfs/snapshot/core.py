@@ -73,11 +73,14 @@ def _wanted_bytes(snapshot: Snapshot, part: Part, memory: Memory, workspace: Wor
     """How much of a VMA the process wants in its core files, see core(5)."""
     region = part.region
     use = snapshot.frozen.uses.get(region.span.start)
+    has_own_pages = not region.mapping.shared and (
+        part.fate is Fate.COPIED or memory.has_own_pages(region, workspace.scanner)
+    )
     return dumped_bytes(
         region.mapping,
         use.flags if use is not None else frozenset(),
         CoreFilter(snapshot.frozen.process.core_filter),
-        has_own_pages=part.fate is Fate.COPIED or memory.has_own_pages(region, workspace.scanner),
+        has_own_pages=has_own_pages,
         begins_program=lambda: _begins_with_elf(memory, region.span.start, workspace),
     )
 
