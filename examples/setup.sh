@@ -13,7 +13,7 @@ python=/usr/bin/python3
 # Every program the tests start: command:package.
 test_tools='rsync:rsync getfattr:attr rg:ripgrep xxd:xxd zstd:zstd openssl:openssl tar:tar
 findmnt:util-linux mount:mount hexdump:bsdextrautils ps:procps git:git gdb:gdb eu-readelf:elfutils
-redis-benchmark:redis-tools'
+readelf:binutils redis-benchmark:redis-tools'
 
 die() {
     printf 'setup: %s\n' "$*" >&2
