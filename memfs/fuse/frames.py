@@ -4,6 +4,7 @@
 """
 
 import enum
+import errno
 import struct
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ class Opcode(enum.IntEnum):
 
     FORGET = 2
     READ = 15
+    LISTXATTR = 23
     INIT = 26
     READDIR = 28
     INTERRUPT = 36
@@ -30,11 +32,16 @@ class Whence(enum.IntEnum):
 
 # struct fuse_in_header: len opcode unique, and 24 bytes more: nodeid uid gid pid total_extlen padding
 _IN_HEADER = struct.Struct("=IIQ24x")
+# the nodeid in it
+_NODE_ID = struct.Struct("=Q")
+_NODE_ID_AT = 16
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
 _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
+# struct fuse_getxattr_in, and fuse_getxattr_out, of LISTXATTR too: size padding
+_GETXATTR_IN = _GETXATTR_OUT = struct.Struct("=II")
 _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_out_header: len error unique
 _OUT_HEADER = struct.Struct("=IiQ")
@@ -71,6 +78,13 @@ class SeekRequest(NamedTuple):
     whence: int
 
 
+class ListNamesRequest(NamedTuple):
+    """LISTXATTR: the names of the attributes of *inode*; with *size* 0 only how many bytes they take."""
+
+    inode: int
+    size: int
+
+
 class FrameError(ValueError):
     """A frame that is shorter than it says, or than its opcode needs."""
 
@@ -100,6 +114,12 @@ def parse_seek(frame: memoryview) -> SeekRequest:
     """The body of an LSEEK."""
     handle, offset, whence, _ = _body(_LSEEK_IN, frame)
     return SeekRequest(handle, offset, whence)
+
+
+def parse_list_names(frame: memoryview) -> ListNamesRequest:
+    """A LISTXATTR."""
+    size, _ = _body(_GETXATTR_IN, frame)
+    return ListNamesRequest(_NODE_ID.unpack_from(frame, _NODE_ID_AT)[0], size)
 
 
 def parse_interrupt(frame: memoryview) -> int:
@@ -133,6 +153,17 @@ def drop_cache_notice(inode: int, offset: int, size: int) -> bytes:
 def seek_reply(unique: int, offset: int) -> bytes:
     """The whole reply to an LSEEK."""
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + _LSEEK_OUT.size, 0, unique) + _LSEEK_OUT.pack(offset)
+
+
+def list_names_reply(unique: int, names: bytes, size: int) -> bytes:
+    """The whole reply to a LISTXATTR that has room for *size* bytes; each of *names* ends in a NUL."""
+    if not size:
+        body = _GETXATTR_OUT.pack(len(names), 0)
+    elif size < len(names):
+        return error_reply(unique, errno.ERANGE)
+    else:
+        body = names
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), 0, unique) + body
 
 
 # struct fuse_init_in: major minor max_readahead flags flags2 …

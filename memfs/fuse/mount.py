@@ -65,7 +65,7 @@ def _mount_and_serve(
             raise CannotMount(f"{mountpoint} was unmounted at once")
         tree.own_device = snapshots.own_device = mount.device
         mounted()
-        unmount = trio.run(_serve_planes, mount.device, handles, options)
+        unmount = trio.run(_serve_planes, mount.device, tree, handles, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
@@ -93,7 +93,7 @@ def _mount(operations: Operations, mountpoint: Path) -> None:
         os.close(caught)
 
 
-async def _serve_planes(device: Device, handles: Handles, options: MountOptions) -> bool:
+async def _serve_planes(device: Device, tree: Tree, handles: Handles, options: MountOptions) -> bool:
     """Run both planes; returns whether the mount still stands."""
     token = trio.lowlevel.current_trio_token()
     unmounted = False
@@ -114,7 +114,12 @@ async def _serve_planes(device: Device, handles: Handles, options: MountOptions)
             stack.callback(latency.release)
         switch = Switch(on_ready=lambda: _raise_readahead(device))
         plane = DataPlane(
-            switch, handles, splice=_usable(options.splice), latency=latency, on_end=end_from_thread
+            switch,
+            handles,
+            splice=_usable(options.splice),
+            latency=latency,
+            attribute_names=tree.extended_attribute_names,
+            on_end=end_from_thread,
         )
         switch.start()
         plane.start()

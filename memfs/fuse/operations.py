@@ -269,12 +269,7 @@ class Operations(pyfuse3.Operations):
 
     # Extended attributes
 
-    @_translated
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        # Newer ls asks this of each file that it lists: the process is not looked at.
-        if inode == pyfuse3.ROOT_INODE:
-            return [DAEMON_XATTR]
-        return self._tree.extended_attribute_names(self._tree.inodes.node_of(inode))
+    # LISTXATTR is the data plane's.
 
     @_translated
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -1,10 +1,12 @@
 """The data plane: answers READ and LSEEK from the real device, and hands the rest to libfuse.
 
-It knows open files by number and nothing of the tree. One thread does it all, since a second one
-would only fight with it for the interpreter's lock. But a page fault in a target can last for ever
-(a userfaultfd that no one serves, a file on a dead server). So a watch looks on, and when the thread
-has been in one request for a while, another takes its place at the device; the first answers when
-it comes back, and then waits until it is needed again.
+It knows open files by number and nothing of the tree. LISTXATTR it answers too: that takes no look at
+the process, and newer ls asks it three times for each file that it lists.
+
+One thread does it all, since a second one would only fight with it for the interpreter's lock. But a
+page fault in a target can last for ever (a userfaultfd that no one serves, a file on a dead server). So
+a watch looks on, and when the thread has been in one request for a while, another takes its place at
+the device; the first answers when it comes back, and then waits until it is needed again.
 """
 
 import contextlib
@@ -49,6 +51,7 @@ class DataPlane:
         *,
         splice: SpliceMode,
         latency: LatencyRequest | None,
+        attribute_names: Callable[[int], bytes],
         on_end: Callable[[], None],
     ) -> None:
         """Serve the files of *handles* over *switch*.
@@ -57,11 +60,13 @@ class DataPlane:
             splice: whether replies are put together in a pipe. A pipe full of copies is slower than
                 the buffer that they lie in, so AUTO takes it for sources with cached pages.
             latency: held while requests flow; None to leave the CPUs alone.
+            attribute_names: the answer to LISTXATTR for an inode number, at once.
             on_end: called from a thread when the file system has been unmounted.
         """
         self.switch = switch
         self.handles = handles
         self.splice = splice
+        self.attribute_names = attribute_names
         self.on_end = on_end
         self.watch_sleeps = True
         self._latency = latency
@@ -237,10 +242,20 @@ class _Server:
         elif opcode == _LSEEK:
             seek = frames.parse_seek(frame)
             self._serve(head.unique, seek.handle, self._seek, seek.offset, seek.whence)
+        elif opcode == _LISTXATTR:
+            self._list_names(head.unique, frames.parse_list_names(frame))
         elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
             return
         elif opcode not in _FORGETS:
             self._plane.switch.forward(head, frame)
+
+    def _list_names(self, unique: int, request: frames.ListNamesRequest) -> None:
+        try:
+            names = self._plane.attribute_names(request.inode)
+            reply = frames.list_names_reply(unique, names, request.size)
+        except MemfsError as error:
+            reply = frames.error_reply(unique, errno_of(error))
+        self._plane.switch.reply(reply)
 
     def _serve(
         self,
@@ -312,6 +327,7 @@ class _Server:
 
 _READ = int(frames.Opcode.READ)
 _LSEEK = int(frames.Opcode.LSEEK)
+_LISTXATTR = int(frames.Opcode.LISTXATTR)
 _INTERRUPT = int(frames.Opcode.INTERRUPT)
 _FORGETS = (int(frames.Opcode.FORGET), int(frames.Opcode.BATCH_FORGET))
 """They want no answer, and nothing is remembered; a batch may be longer than a message can be."""

@@ -26,7 +26,7 @@ from memfs.fuse.attributes import (
     describe_node,
 )
 from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, VmaNode
-from memfs.fuse.names import XATTR_PREFIX
+from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
 from memfs.image.memory import Memory, resident_bytes
 from memfs.image.source import Source
 from memfs.image.text import Text
@@ -373,9 +373,16 @@ class Tree:
         finally:
             snapshot.drop()
 
-    def extended_attribute_names(self, node: Node) -> Sequence[bytes]:
-        """The names of all extended attributes of *node*: a VMA file has them."""
-        return _XATTR_NAMES if isinstance(node, VmaNode) else ()
+    def extended_attribute_names(self, number: int) -> bytes:
+        """The names of all extended attributes of the node with that inode number, each ended by a NUL.
+
+        The process is not looked at, so this is an answer at once: VMA files have attributes.
+
+        Raises:
+            NoSuchEntry: it belonged to a process that has ended.
+        """
+        node = self.inodes.node_of(number)
+        return _XATTR_NAMES if isinstance(node, VmaNode) else _ROOT_XATTR_NAMES if node == _ROOT else b""
 
     def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
         """All extended attributes of *node* by name."""
@@ -435,12 +442,13 @@ class Tree:
         return alive
 
 
-_XATTR_NAMES = tuple(
-    XATTR_PREFIX + name
+_XATTR_NAMES = b"".join(
+    XATTR_PREFIX + name + b"\0"
     for name in (
         b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags",
     )
 )  # fmt: skip
+_ROOT_XATTR_NAMES = DAEMON_XATTR + b"\0"
 _ROOT = Fixed(Name.ROOT)
 _BY_NAME = Fixed(Name.BY_NAME)
 _SELF = Fixed(Name.SELF)
