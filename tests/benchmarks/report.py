@@ -20,7 +20,7 @@ def as_tables(results: Sequence[Result]) -> str:
 def _table(peers: Sequence[str], rows: Sequence[Measured]) -> str:
     head = ["row", OURS, *itertools.chain.from_iterable((peer, "ratio") for peer in peers), "required"]
     lines = [head, *(_cells(row) for row in rows)]
-    return "\n".join(_aligned(lines))
+    return "\n".join(aligned(lines, left=(0, len(head) - 1)))
 
 
 def _cells(row: Measured) -> list[str]:
@@ -38,21 +38,19 @@ def _verdict(met: bool) -> str:
     return "ok" if met else "MISS"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> Iterable[str]:
+def aligned(lines: Sequence[Sequence[str]], *, left: Sequence[int]) -> Iterable[str]:
+    """A Markdown table, its head first; the columns *left* are flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    last = len(widths) - 1
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.ljust(width) if place in (0, last) else cell.rjust(width)
+            cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         return f"| {' | '.join(padded)} |"
 
     yield line(lines[0])
-    yield line(
-        ["-" * (width - 1) + ("-" if place in (0, last) else ":") for place, width in enumerate(widths)]
-    )
+    yield line(["-" * (width - 1) + ("-" if place in left else ":") for place, width in enumerate(widths)])
     yield from map(line, lines[1:])
 
 

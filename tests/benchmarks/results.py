@@ -103,6 +103,21 @@ class AtLeast:
 
 
 @attrs.frozen
+class AtMost:
+    """We take at most *factor* times as long as *peer*."""
+
+    peer: str
+    factor: float
+
+    def __str__(self) -> str:
+        return f"≤ {self.factor:g} times {self.peer}"
+
+    def met(self, measured: Measured) -> bool:
+        """Whether the ratio of the medians says so."""
+        return measured.ratio(self.peer) * self.factor >= 1
+
+
+@attrs.frozen
 class Within:
     """One run takes no longer."""
 
