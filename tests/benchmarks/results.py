@@ -40,6 +40,8 @@ class Unit(enum.Enum):
         if self is Unit.RATE:
             return f"{speed / 1e9:.2f} GB/s" if speed >= 1e9 else f"{speed / 1e6:.0f} MB/s"
         milliseconds = 1e3 / speed
+        if milliseconds >= 1000:
+            return f"{milliseconds:.0f} ms"
         return f"{milliseconds:.4f} ms" if milliseconds < 1 else f"{milliseconds:.4g} ms"
 
 

@@ -201,13 +201,16 @@ _READERS = {
 }
 
 
+@pytest.mark.parametrize("options", [(), ("core=full",)], ids=["filtered", "full"])
 def test_readers_complain_of_no_more_than_in_a_core_of_the_kernel(
-    memfs: Mount, threads: ThreadsProgram, tmp_path: Path
+    threads: ThreadsProgram, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     if reason := why_no_kernel_core():
         pytest.skip(reason)
     threads.stop()
-    ours = _copy(memfs, threads.pid, tmp_path).path
+    (tmp_path / "mount").mkdir()
+    with mounted(tmp_path / "mount", *options) as memfs:
+        ours = _copy(memfs, threads.pid, tmp_path).path
     theirs = threads.dump()
     for argv in _READERS.values():
         said = [run(*argv, core) for core in (ours, theirs)]
