@@ -98,7 +98,7 @@ _ELF_MAGIC = b"\x7fELF"
 class Core(Source):
     """The file: its head comes from our own memory, all else from the snapshot's."""
 
-    has_cached_pages = True
+    has_cached_pages = False  # its memory is private for the most part
 
     def __init__(self, layout: CoreLayout, memory: Memory) -> None:
         """Show *layout* over the flat *memory*, which is taken over."""
@@ -112,6 +112,13 @@ class Core(Source):
     def close(self) -> None:
         self._head.close()
         self._memory.close()
+
+    def read_into(self, offset: int, view: memoryview, workspace: Workspace) -> int:
+        # Most READs lie in one segment, and are reads of memory, with all that makes those fast.
+        for extent in self._extents_over(Span(offset, offset + 1)):
+            if offset + len(view) <= extent.span.end:
+                return self._memory.read_into(offset - extent.span.start + extent.address, view, workspace)
+        return super().read_into(offset, view, workspace)
 
     def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
         found = self._head.pieces(span.clip(Span(0, self._head_bytes)), workspace)

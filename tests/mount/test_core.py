@@ -245,9 +245,11 @@ def _readable(pid: int) -> list[Span]:
     return [line.span for line in read_maps(pid) if not line.path.startswith(_UNREADABLE)]
 
 
-def test_a_core_has_the_memory_of_its_process(memfs: Mount, threads: ThreadsProgram, tmp_path: Path) -> None:
+def test_a_core_has_the_memory_of_its_process(
+    either_memfs: Mount, threads: ThreadsProgram, tmp_path: Path
+) -> None:
     threads.stop()
-    core = _copy(memfs, threads.pid, tmp_path)
+    core = _copy(either_memfs, threads.pid, tmp_path)
     assert [load.span for load in core.loads] == [line.span for line in read_maps(threads.pid)]
     held = [load for load in core.loads if load.span in threads.mappings.values()]
     assert len(held) == len(threads.mappings)
@@ -332,9 +334,9 @@ def test_the_size_is_exact_from_the_first_look_after_open(
     assert (tmp_path / "core").stat().st_size == size == parse_core(tmp_path / "core").end
 
 
-def test_a_core_can_be_read_from_anywhere(memfs: Mount, threads: ThreadsProgram) -> None:
+def test_a_core_can_be_read_from_anywhere(either_memfs: Mount, threads: ThreadsProgram) -> None:
     chance = random.Random(threads.pid)
-    with opened(memfs.process(threads.pid) / "core") as descriptor:
+    with opened(either_memfs.process(threads.pid) / "core") as descriptor:
         size = os.fstat(descriptor).st_size
         whole = read_all(descriptor, size)
         for _ in range(200):
