@@ -15,7 +15,6 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 
 import pytest
 from mount.mounted import Mount, check, mounted, opened, read_all, run
@@ -31,6 +30,7 @@ from support.cores import (
     holes_and_data,
     parse_core,
     run_gdb,
+    wait_until_let_go,
     why_no_kernel_core,
 )
 from support.held import Span
@@ -85,14 +85,8 @@ def threads(program: Path, tmp_path: Path) -> Iterator[ThreadsProgram]:
 
 def _copy(memfs: Mount, pid: int, directory: Path) -> Core:
     check("cp", "--sparse=auto", memfs.process(pid) / "core", directory / "core")
+    wait_until_let_go(pid)
     return parse_core(directory / "core")
-
-
-def _wait_for_copies(target: ThreadsProgram, count: int) -> None:
-    """A file that is closed is released a moment later."""
-    deadline = monotonic() + 10
-    while len(target.copies()) != count:
-        assert monotonic() < deadline, target.copies()
 
 
 # Debuggers
@@ -105,7 +99,8 @@ def test_gdb_sees_in_a_core_what_it_sees_in_the_process(
     if stopped:
         threads.stop()
     core = _copy(memfs, threads.pid, tmp_path)
-    assert not stopped or threads.states() == {"T"}
+    if stopped:
+        threads.wait_until_stopped()
     seen = run_gdb(tmp_path, _EXPRESSIONS, threads.path, core.path)
     attached = run_gdb(tmp_path, _EXPRESSIONS, "-p", str(threads.pid))
     assert set(seen.threads) == set(attached.threads) == set(threads.threads.values())
@@ -386,10 +381,10 @@ def test_all_who_read_a_core_read_one_snapshot(memfs: Mount, threads: ThreadsPro
             first.close()
             assert hashlib.sha256(read_all(another, size)).digest() == before
             assert len(threads.copies()) == 1
-        _wait_for_copies(threads, 0)
+        wait_until_let_go(threads.pid)
     with opened(path) as later:
         assert hashlib.sha256(read_all(later, size)).digest() != before
-    _wait_for_copies(threads, 0)
+    wait_until_let_go(threads.pid)
 
 
 def test_a_core_of_a_snapshot_stops_nobody_again(
@@ -409,7 +404,7 @@ def test_a_core_of_a_snapshot_stops_nobody_again(
     seen = run_gdb(tmp_path, ["counter"], threads.path, tmp_path / "core")
     assert seen.values == {"counter": "1"}
     snapshot.rmdir()
-    _wait_for_copies(threads, 0)
+    wait_until_let_go(threads.pid)
 
 
 def test_a_core_outlives_its_process(memfs: Mount, threads: ThreadsProgram, tmp_path: Path) -> None:

@@ -112,15 +112,16 @@ class ThreadsProgram:
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
 
-    def states(self) -> set[str]:
-        """The letters of the states that its threads are in."""
-        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+    def wait_until_stopped(self) -> None:
+        """Wait until every thread is stopped: one that was let go stops again a moment later."""
+        stats = list(Path(f"/proc/{self.pid}/task").glob("*/stat"))
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} != {"T"}:
+            assert time.monotonic() < deadline, "it runs"
 
     def copies(self) -> list[int]:
         """The frozen copies there are of it: children that it knows nothing of."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(pid) for task in tasks for pid in task.read_text().split()]
+        return _children(self.pid)
 
     def dump(self) -> Path:
         """End it by SIGABRT before it does anything else; returns the core that the kernel dumps of it."""
@@ -151,6 +152,23 @@ class ThreadsProgram:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _is_traced(pid: int) -> bool:
+    statuses = Path(f"/proc/{pid}/task").glob("*/status")
+    return any("\nTracerPid:\t0\n" not in status.read_text() for status in statuses)
+
+
+def wait_until_let_go(pid: int) -> None:
+    """Wait until no snapshot of a process is left: the last one goes a moment after it was closed."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while _children(pid) or _is_traced(pid):
+        assert time.monotonic() < deadline, f"process {pid} is not let go"
 
 
 @attrs.frozen
