@@ -81,6 +81,7 @@ def threads(program: Path, tmp_path: Path) -> Iterator[ThreadsProgram]:
     """That program, each of its threads at its place."""
     with ThreadsProgram(program, tmp_path / "threads") as target:
         yield target
+        wait_until_let_go(target.pid)  # else its copy, an orphan, would come to this process
 
 
 def _copy(memfs: Mount, pid: int, directory: Path) -> Core:
