@@ -98,6 +98,10 @@ class CannotMount(MemfsError):
     number = errno.EINVAL
 
 
+class CannotCopy(MemfsError):
+    """An image that cannot be copied out, or not as it was asked for."""
+
+
 def errno_of(error: BaseException) -> int:
     """The errno that *error* stands for; EIO where it says nothing better."""
     if isinstance(error, CannotFreeze):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from memfs import __version__
-from memfs.cli import doctor, mount, snapshot, umount
+from memfs.cli import copy, doctor, mount, snapshot, umount
 from memfs.errors import BadOption, MemfsError
 
 _FAILED = 1
@@ -26,6 +26,7 @@ def cli() -> None:
 cli.add_command(mount.command)
 cli.add_command(umount.command)
 cli.add_command(snapshot.command)
+cli.add_command(copy.command)
 cli.add_command(doctor.command)
 
 

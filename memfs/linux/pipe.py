@@ -33,7 +33,7 @@ class Pipe:
         finally:
             os.close(reader)
             os.close(writer)
-        self.slots = _grow(self.fd, self._wanted_bytes) // PAGE_BYTES
+        self.slots = grow(self.fd, self._wanted_bytes) // PAGE_BYTES
 
     def close(self) -> None:
         """Give the descriptor back; a second call does nothing."""
@@ -42,7 +42,7 @@ class Pipe:
             os.close(fd)
 
 
-def _grow(fd: int, wanted_bytes: int) -> int:
+def grow(fd: int, wanted_bytes: int) -> int:
     """Make the pipe as large as it may be, up to *wanted_bytes*; returns its size in bytes.
 
     Above ``/proc/sys/fs/pipe-max-size`` (1 MiB unless set) F_SETPIPE_SZ needs CAP_SYS_RESOURCE,

@@ -190,3 +190,43 @@ def umount(path: bytes, flags: UmountFlag) -> None:
     """
     if _libc.umount2(path, flags) < 0:
         raise _os_error("umount2")
+
+
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.fallocate.restype = ctypes.c_int
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.syncfs.restype = ctypes.c_int
+_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_libc.renameat2.restype = ctypes.c_int
+
+_FALLOC_FL_KEEP_SIZE = 1  # <linux/falloc.h>
+_RENAME_EXCHANGE = 2  # <linux/fs.h>
+
+
+def reserve(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): make sure that writing there will not run out of space; the size stays.
+
+    Unlike posix_fallocate(3) it writes nothing where the file system cannot do it.
+
+    Raises:
+        OSError: ENOSPC; EOPNOTSUPP where the file system cannot.
+    """
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
+        raise _os_error("fallocate")
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2): write out all of the file system that *fd* is on; since Linux 5.8 it tells of errors."""
+    if _libc.syncfs(fd) < 0:
+        raise _os_error("syncfs")
+
+
+def exchange(one: bytes, other: bytes) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: each path leads where the other did, from one moment to the next.
+
+    Raises:
+        OSError: EINVAL where the file system cannot.
+    """
+    at_cwd = -100  # AT_FDCWD, <fcntl.h>
+    if _libc.renameat2(at_cwd, one, at_cwd, other, _RENAME_EXCHANGE) < 0:
+        raise _os_error("renameat2")

@@ -1,0 +1,82 @@
+"""Where a source is: which file or directory of which mount, and of which process and snapshot.
+
+A client of the mount: it knows paths, and nothing of who serves them.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import attrs
+
+from memfs.errors import CannotCopy
+from memfs.fuse.names import FS_TYPE
+from memfs.linux import procfs
+from memfs.linux.mountinfo import Mount, parse_mountinfo
+
+_SHORT = re.compile(r"[1-9]\d*(/.*)?")
+
+
+@attrs.frozen
+class Place:
+    """A file or a directory of a process, in a mount.
+
+    Attributes:
+        path: it, without symbolic links.
+        process: the directory of the process.
+        snapshot: the directory of the snapshot that it is in; None where it is live.
+        parts: the names that lead to it from the process or the snapshot; none for that itself.
+    """
+
+    path: Path
+    process: Path
+    snapshot: Path | None
+    parts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called from the process on, for messages."""
+        return str(self.path.relative_to(self.process.parent))
+
+
+def find_place(source: str) -> Place:
+    """The place of *source*: a path in a mount, or what follows the mount point in one.
+
+    Raises:
+        CannotCopy: there is none, or it is not in a mount of memfs.
+    """
+    mounts = [m for m in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")) if m.fs_type == FS_TYPE]
+    path = _existing(source, mounts)
+    for mount in reversed(mounts):
+        mountpoint = Path(os.fsdecode(mount.mountpoint))
+        if path.is_relative_to(mountpoint):
+            return _parse(path, mountpoint, path.relative_to(mountpoint).parts)
+    raise CannotCopy(f"{source} is not in a mount of memfs", "cp(1) copies other files")
+
+
+def _existing(source: str, mounts: list[Mount]) -> Path:
+    if os.path.lexists(source):
+        return Path(os.path.realpath(source))
+    if _SHORT.fullmatch(source):
+        if not mounts:
+            raise CannotCopy(
+                f"there is no mount of memfs in which {source} could be", "memfs mount MOUNTPOINT"
+            )
+        for mount in reversed(mounts):
+            path = os.path.join(os.fsdecode(mount.mountpoint), source)
+            if os.path.lexists(path):
+                return Path(os.path.realpath(path))
+    raise CannotCopy(
+        f"there is no {source}", "the process may have ended, or the mapping changed: list again"
+    )
+
+
+def _parse(path: Path, mountpoint: Path, names: tuple[str, ...]) -> Place:
+    if not names or not names[0].isdigit():
+        raise CannotCopy(f"{path} is not of one process", "name the directory or a file of a process")
+    process = mountpoint / names[0]
+    if names[1:2] == ("snapshots",):
+        if len(names) == 2:
+            raise CannotCopy(f"{path} is not one snapshot", "name one, or a file of one")
+        return Place(path, process, process / "snapshots" / names[2], names[3:])
+    return Place(path, process, None, names[1:])

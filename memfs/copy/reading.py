@@ -1,0 +1,110 @@
+"""A file of the mount, open to be copied: its size, its extents, its bytes."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from memfs.copy.crew import CHUNK_BYTES
+from memfs.errors import CannotCopy
+from memfs.linux.span import Span
+
+_HINTS = {
+    errno.EACCES: "the daemon's log says why",
+    errno.EPERM: "the daemon's log says why",
+    errno.ENOENT: "the process has ended, or the mapping changed: list again",
+    errno.ESRCH: "the process has ended, a snapshot would have stayed",
+    errno.ESTALE: "the process runs another program now, copy again for that one's memory",
+    errno.EIO: "this range is not mapped any more, or not in the snapshot: see its info.json",
+    errno.ENOTCONN: "the daemon of the mount has ended",
+}
+
+
+def cannot_read(path: Path, error: OSError) -> CannotCopy:
+    """The error for a source that gives none of its bytes."""
+    hint = _HINTS.get(error.errno or 0, "")
+    return CannotCopy(f"{path} cannot be read ({error.strerror or error})", hint)
+
+
+class Reading:
+    """A source file. The owner closes it.
+
+    Attributes:
+        size_bytes: as it is now that the file is open: before, the size of a live core is a guess.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_DIRECT) -> None:
+        """Open *path*, by default past the page cache.
+
+        Raises:
+            CannotCopy: it cannot be.
+        """
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        except OSError as error:
+            raise cannot_read(path, error) from None
+        self.size_bytes = os.fstat(self.fd).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def extents(self) -> Iterator[Span]:
+        """What of it is data, page-aligned but for the end of the file; the rest is holes.
+
+        Raises:
+            CannotCopy: the file cannot be read any more.
+        """
+        at = 0
+        while at < self.size_bytes:
+            try:
+                begin = os.lseek(self.fd, at, os.SEEK_DATA)
+                at = os.lseek(self.fd, begin, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                    return
+                raise cannot_read(self.path, error) from None
+            found = Span(begin, at).page_aligned()
+            at = min(max(at, found.end), self.size_bytes)
+            yield Span(found.start, at)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill *view* from *offset* on.
+
+        Raises:
+            CannotCopy: not all of it can be read.
+        """
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self.fd, (view[done:],), offset + done)
+            except OSError as error:
+                raise cannot_read(self.path, error) from None
+            if not got:
+                raise CannotCopy(f"{self.path} ended before its end", "copy it again")
+            done += got
+
+
+def chunks(extents: list[Span]) -> Iterator[Span]:
+    """*extents* in pieces that a buffer holds, in order."""
+    for extent in extents:
+        for start in range(extent.start, extent.end, CHUNK_BYTES):
+            yield Span(start, min(start + CHUNK_BYTES, extent.end))
+
+
+def data_extents(fd: int, size_bytes: int) -> Iterator[Span]:
+    """What of an ordinary file is data; all of it where its file system knows no holes."""
+    at = 0
+    while at < size_bytes:
+        begin = size_bytes
+        with contextlib.suppress(OSError):
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        if begin >= size_bytes:
+            return
+        at = min(os.lseek(fd, begin, os.SEEK_HOLE), size_bytes)
+        yield Span(begin, at)
