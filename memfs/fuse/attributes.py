@@ -23,7 +23,8 @@ class Attributes:
     """What stat(2) tells of a node.
 
     Attributes:
-        mtime_ns: of a live file now, since live memory changes all the time; else as ctime.
+        mtime_ns: of a live file now, since live memory changes all the time; of a snapshot's when its
+            content last changed, as far as is known; else as ctime.
         ctime_ns: when the process began, or the snapshot was taken. It must not move: tar takes a file
             whose ctime moves for one that was changed while it was read.
         name_timeout_s: how long the kernel may believe that the name still stands for this node.
@@ -74,8 +75,14 @@ def describe_node(
     *,
     size_bytes: int = 0,
     held_bytes: int = 0,
+    mtime_ns: int | None = None,
 ) -> Attributes:
-    """The attributes of *node*, which has the inode number *number*."""
+    """The attributes of *node*, which has the inode number *number*.
+
+    *mtime_ns* is when its content last changed, where that is known.
+    """
+    if mtime_ns is None:
+        mtime_ns = time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns
     name = node.name if isinstance(node, ProcessNode) else None
     return Attributes(
         number=number,
@@ -84,7 +91,7 @@ def describe_node(
         gid=ownership.gid,
         size_bytes=size_bytes,
         blocks=-(-held_bytes // _BLOCK_BYTES),
-        mtime_ns=time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns,
+        mtime_ns=mtime_ns,
         ctime_ns=ownership.ctime_ns,
         name_timeout_s=_PID_TIMEOUT_S if name is Name.PROCESS else _NAME_TIMEOUT_S,
         settled=not ownership.live or name is not Name.CORE,

@@ -24,6 +24,7 @@ _WITHIN_BITS = 37
 _VMA_BIT = 1 << 36
 _FAR_BIT = 1 << 35
 """Set for the few VMAs above 2**47, which x86-64 gives only to those who ask for them: these are counted."""
+_SINCE_BIT = 1 << 34
 _FIRST_PRUNE = 1024
 
 
@@ -46,6 +47,7 @@ class Name(enum.IntEnum):
     CORE = 14
     SNAPSHOTS = 15
     INFO = 16
+    SINCE = 17
 
 
 @attrs.frozen
@@ -82,7 +84,15 @@ class VmaNode:
     start: int
 
 
-Node = Fixed | CommDir | ProcessNode | VmaNode
+@attrs.frozen
+class SinceNode:
+    """What changed in a snapshot since the earlier one of the same process that has the number *serial*."""
+
+    owner: SnapshotId
+    serial: int
+
+
+Node = Fixed | CommDir | ProcessNode | VmaNode | SinceNode
 
 
 class Inodes:
@@ -107,6 +117,8 @@ class Inodes:
         serial = self._serial(node.owner) << _WITHIN_BITS
         if isinstance(node, ProcessNode):
             return serial | node.name
+        if isinstance(node, SinceNode):
+            return serial | _SINCE_BIT | node.serial
         page = node.start // PAGE_BYTES
         return serial | _VMA_BIT | (page if page < _FAR_BIT else self._far_number(page))
 
@@ -133,6 +145,8 @@ class Inodes:
         if within & _VMA_BIT:
             page = within & ~_VMA_BIT
             return VmaNode(owner, PAGE_BYTES * (self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page))
+        if within & _SINCE_BIT and isinstance(owner, SnapshotId):
+            return SinceNode(owner, within & ~_SINCE_BIT)
         return ProcessNode(owner, Name(within))
 
     def _serial(self, owner: Owner | bytes) -> int:

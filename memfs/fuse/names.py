@@ -4,5 +4,11 @@ FS_TYPE = b"fuse.memfs"
 
 XATTR_PREFIX = b"user.memfs."
 
+SNAPSHOT_XATTR = b"user.memfs.snapshot"
+"""On a snapshot and all that is in it, unlisted: a name for it that no other snapshot ever has."""
+
+SINCE_NAME = b".since"
+"""In a snapshot, unlisted: a directory with a file for each earlier snapshot, of what changed since."""
+
 DAEMON_XATTR = b"user.memfs.daemon"
 """On the root of a mount: the pid of its daemon."""

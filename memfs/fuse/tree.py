@@ -25,8 +25,8 @@ from memfs.fuse.attributes import (
     Ownership,
     describe_node,
 )
-from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, VmaNode
-from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
+from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
+from memfs.fuse.names import DAEMON_XATTR, SINCE_NAME, SNAPSHOT_XATTR, XATTR_PREFIX
 from memfs.image.memory import Memory, resident_bytes
 from memfs.image.source import Source
 from memfs.image.text import Text
@@ -100,6 +100,8 @@ class Tree:
             return self._name_link_entry(identity)
         if isinstance(parent, ProcessNode) and parent.name is Name.PROCESS:
             names = _names_of(parent.owner)
+            if isinstance(parent.owner, SnapshotId) and name == SINCE_NAME:
+                names = {SINCE_NAME: Name.SINCE}
             if name not in names:
                 raise NoSuchEntry(f"a process has no {_show(name)}")
             node = ProcessNode(parent.owner, names[name])
@@ -108,6 +110,9 @@ class Tree:
             return self._vma_entry(parent.owner, name)
         if isinstance(parent, ProcessNode) and parent.name is Name.SNAPSHOTS:
             return self._snapshot_entry(name, self.snapshots.find(_identity_of(parent.owner), name))
+        if isinstance(parent, ProcessNode) and parent.name is Name.SINCE:
+            id_ = self.snapshots.find(_identity_of(parent.owner), name)
+            return self._since_entry(name, _snapshot_id_of(parent.owner), id_)
         raise NoSuchEntry(f"{_show(name)} is not in a directory")
 
     def list(self, node: Node) -> list[Entry]:
@@ -137,6 +142,10 @@ class Tree:
             for name, id_ in self.snapshots.names(_identity_of(node.owner)):
                 with suppress(NoSuchEntry):
                     yield self._snapshot_entry(name, id_)
+        elif isinstance(node, ProcessNode) and node.name is Name.SINCE:
+            for name, id_ in self.snapshots.names(_identity_of(node.owner)):
+                with suppress(NoSuchEntry):
+                    yield self._since_entry(name, _snapshot_id_of(node.owner), id_)
 
     def _fixed_entry(self, name: bytes) -> Entry:
         node = Fixed(_ROOT_NAMES[name])
@@ -178,6 +187,19 @@ class Tree:
     def _snapshot_entry(self, name: bytes, id_: SnapshotId) -> Entry:
         node = ProcessNode(id_, Name.PROCESS)
         return Entry(name, node, self.attributes(node))
+
+    def _since_entry(self, name: bytes, owner: SnapshotId, earlier: SnapshotId) -> Entry:
+        if earlier.serial >= owner.serial:
+            raise NoSuchEntry(f"{_show(name)} is no earlier snapshot")
+        node = SinceNode(owner, earlier.serial)
+        return Entry(name, node, self.attributes(node))
+
+    def _since_text(self, node: SinceNode) -> bytes:
+        """The names of both snapshots, and what changed from the earlier to this one."""
+        mine = self.snapshots.get(node.owner)
+        earlier = self.snapshots.get(SnapshotId(node.owner.identity, node.serial))
+        changes = mine.history.changes_since(earlier, mine)
+        return b"# %s %s\n" % (earlier.mark, mine.mark) + changes.text
 
     def _entries_of(self, owner: Owner) -> Iterator[Entry]:
         """What is in the directory of a process or of a snapshot."""
@@ -254,11 +276,15 @@ class Tree:
                 resident = resident_bytes(space, region.span, Scanner())
                 ownership = self._ownership(node.owner, space.stat)
                 return self._describe_vma(node.owner, region, ownership, resident).attributes
+        if isinstance(node, SinceNode):
+            size = len(self._since_text(node))
+            return self._describe(node, FILE, self._ownership(node.owner), size_bytes=size, held_bytes=size)
         return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
 
     def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:
         held = 0
-        if node.name in (Name.PROCESS, Name.VMAS):
+        mtime_ns = self._content_time(node.owner, node.name)
+        if node.name in (Name.PROCESS, Name.VMAS, Name.SINCE):
             return self._describe(node, DIRECTORY, ownership)
         if node.name is Name.SNAPSHOTS:
             return self._describe(node, SNAPSHOT_DIRECTORY, ownership)
@@ -272,7 +298,7 @@ class Tree:
             size = len(space.maps_text())
         else:
             size, held = space.end(), ownership.held_bytes
-        return self._describe(node, FILE, ownership, size_bytes=size, held_bytes=held)
+        return self._describe(node, FILE, ownership, size_bytes=size, held_bytes=held, mtime_ns=mtime_ns)
 
     def _core_bytes(self, owner: Owner) -> int:
         """The size of a core file; of a live one that is not open, what it may be at most."""
@@ -287,14 +313,40 @@ class Tree:
         node = VmaNode(owner, region.span.start)
         # tar -S takes a file without a block for a hole all through, and does not read it.
         held = resident or (0 if region.kind is Kind.ANONYMOUS else PAGE_BYTES)
-        attributes = self._describe(node, FILE, ownership, size_bytes=region.span.size, held_bytes=held)
+        attributes = self._describe(
+            node,
+            FILE,
+            ownership,
+            size_bytes=region.span.size,
+            held_bytes=held,
+            mtime_ns=self._content_time(owner, region),
+        )
         return Entry(name_of(region.mapping), node, attributes)
 
     def _describe(
-        self, node: Node, mode: int, ownership: Ownership, *, size_bytes: int = 0, held_bytes: int = 0
+        self,
+        node: Node,
+        mode: int,
+        ownership: Ownership,
+        *,
+        size_bytes: int = 0,
+        held_bytes: int = 0,
+        mtime_ns: int | None = None,
     ) -> Attributes:
         number = self.inodes.number_of(node)
-        return describe_node(number, node, mode, ownership, size_bytes=size_bytes, held_bytes=held_bytes)
+        return describe_node(
+            number, node, mode, ownership, size_bytes=size_bytes, held_bytes=held_bytes, mtime_ns=mtime_ns
+        )
+
+    def _content_time(self, owner: Owner, what: Name | Region) -> int | None:
+        """When that content of a snapshot last changed, as far as is known; None for now, or when taken."""
+        if not isinstance(owner, SnapshotId) or (what not in _TIMED and not isinstance(what, Region)):
+            return None
+        snapshot = self.snapshots.get(owner)
+        times = self.snapshots.content_times(snapshot)
+        if isinstance(what, Region):
+            return times.by_start.get(what.span.start, snapshot.frozen.taken_ns)
+        return times.flat if what is Name.MEM else times.maps
 
     def _ownership(self, owner: Owner, stat: procfs.Stat | None = None) -> Ownership:
         """Who owns the files of a process or a snapshot.
@@ -346,6 +398,8 @@ class Tree:
             return self._open_memory(node.owner, None)
         if isinstance(node, ProcessNode) and node.name is Name.CORE:
             return self._open_core(node.owner)
+        if isinstance(node, SinceNode):
+            return Text(self._since_text(node))
         if isinstance(node, ProcessNode) and node.name is Name.INFO:
             return Text(self.snapshots.get(_snapshot_id_of(node.owner)).info)
         if isinstance(node, ProcessNode) and node.name is Name.MAPS:
@@ -385,9 +439,9 @@ class Tree:
         return _XATTR_NAMES if isinstance(node, VmaNode) else _ROOT_XATTR_NAMES if node == _ROOT else b""
 
     def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
-        """All extended attributes of *node* by name."""
+        """All extended attributes of *node* by name, those that are not listed too."""
         if not isinstance(node, VmaNode):
-            return {}
+            return self._snapshot_mark(node)
         with self._space(node.owner) as space:
             region = _region(space, node)
             mapping = region.mapping
@@ -405,7 +459,15 @@ class Tree:
             values[b"rss"] = b"%d" % use.resident_bytes
             values[b"swap"] = b"%d" % use.swapped_bytes
             values[b"flags"] = b" ".join(sorted(use.flags))
-        return {XATTR_PREFIX + name: value for name, value in values.items()}
+        return {
+            **{XATTR_PREFIX + name: value for name, value in values.items()},
+            **self._snapshot_mark(node),
+        }
+
+    def _snapshot_mark(self, node: Node) -> dict[bytes, bytes]:
+        if isinstance(node, ProcessNode | VmaNode) and isinstance(node.owner, SnapshotId):
+            return {SNAPSHOT_XATTR: self.snapshots.get(node.owner).mark}
+        return {}
 
     def _space(self, owner: Owner, *, memory: bool = False) -> Space:
         if isinstance(owner, SnapshotId):
@@ -454,6 +516,7 @@ _BY_NAME = Fixed(Name.BY_NAME)
 _SELF = Fixed(Name.SELF)
 _REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 _LINKS = (*_REGION_LINKS, Name.PROC, Name.NAME_LINK)
+_TIMED = (Name.MEM, Name.MAPS)
 _NEED_SPACE = (*_REGION_LINKS, Name.MEM, Name.MAPS)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from memfs.errors import CannotFreeze, MemfsError, NameTaken, NoSuchEntry, TargetStuck, TooMany
 from memfs.snapshot import wire
+from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Frozen, Request
 from memfs.target.identity import Identity, identify
@@ -89,7 +90,33 @@ class Snapshots:
             if snapshot is None:
                 raise NoSuchEntry(f"process {identity.pid} has no such snapshot")
             self._forget_name(identity, name)
+            after = self._neighbour(snapshot, after=True)
+        if after is not None:
+            # The next one will not be able to ask this one any more.
+            self._find_times(after, snapshot)
         snapshot.drop(wait=True)
+
+    def content_times(self, snapshot: Snapshot) -> Times:
+        """When the contents of a snapshot last changed, as far as the earlier ones tell."""
+        with self._lock:
+            before = self._neighbour(snapshot, after=False)
+        return self._find_times(snapshot, before)
+
+    def _find_times(self, snapshot: Snapshot, before: Snapshot | None) -> Times:
+        if before is not None and not snapshot.history.has_times:
+            self.content_times(before)
+        return snapshot.history.times(snapshot, before)
+
+    def _neighbour(self, snapshot: Snapshot, *, after: bool) -> Snapshot | None:
+        """Of the snapshots of the same process that have a name, the next one before or after."""
+        named = self._named.get(snapshot.id.identity, {}).values()
+        others = [
+            other
+            for other in named
+            if other is not None and other is not snapshot and (other.id.serial > snapshot.id.serial) is after
+        ]
+        choose = min if after else max
+        return choose(others, key=lambda other: other.id.serial, default=None)
 
     def _forget_name(self, identity: Identity, name: bytes) -> None:
         del self._named[identity][name]

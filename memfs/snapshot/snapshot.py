@@ -6,13 +6,16 @@ import os
 import select
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 
 import attrs
 
 from memfs.errors import TargetExited
 from memfs.image.elfcore import CoreLayout
+from memfs.snapshot.changes import find_quiet_files
 from memfs.snapshot.frozen import FrozenSpace
+from memfs.snapshot.history import History
 from memfs.snapshot.info import format_info
 from memfs.snapshot.values import Frozen
 from memfs.target.identity import Identity
@@ -42,6 +45,9 @@ class Snapshot:
         copy: the address space of the frozen process; None where all was copied.
         aside: descriptor of what was copied.
         core: how its core file is laid out, once someone has asked.
+        mark: names it for all time and everywhere, so that an image can say of which snapshot it is.
+        quiet_files: mapped files that no one can have written to unnoticed since it was made.
+        history: what is known of it and the snapshots before.
     """
 
     def __init__(
@@ -64,6 +70,8 @@ class Snapshot:
         self.aside = aside
         self.copy: AddressSpace | None = None
         self.core: CoreLayout | None = None
+        self.mark = uuid.uuid4().hex.encode()
+        self.history = History()
         self._channel = channel
         self._on_end = on_end
         self._holders = 1
@@ -71,6 +79,8 @@ class Snapshot:
         try:
             if frozen.copy is not None:
                 self.copy = AddressSpace(frozen.copy, VmaFlagsCache(), memory=True)
+            # Before anyone has read of it: what is written to a file until now is in what will be read.
+            self.quiet_files = find_quiet_files(frozen, self.copy)
         except BaseException:
             self.drop()
             raise

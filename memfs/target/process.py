@@ -170,6 +170,11 @@ class AddressSpace(Space):
             return TargetExited(f"process {pid} is ending")
         return TargetReplaced(f"process {pid} has exec'ed another program")
 
+    @property
+    def pagemap(self) -> int:
+        """Descriptor of its ``/proc/PID/pagemap``."""
+        return self._pagemap
+
     def maps_text(self) -> bytes:
         """The text of ``/proc/PID/maps``.
 

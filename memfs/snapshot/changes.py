@@ -1,0 +1,184 @@
+"""What changed of a process between two of its snapshots: addresses that are not proven to be the same.
+
+The frozen pages are compared by their frames (:mod:`memfs.linux.frames`), what was copied aside byte by
+byte. A page of a mapped file is the same only if no one can have written to the file since the earlier
+snapshot. Whatever else there is counts as changed.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import functools
+import os
+import signal
+from array import array
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from memfs.errors import MemfsError, TargetExited
+from memfs.linux.frames import Comparer, shows_frames
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.snapshot.values import Fate, Frozen, Part
+from memfs.target.layout import Device, Kind
+from memfs.target.process import AddressSpace
+
+FileKey = tuple[Device, int]
+_COPY_BYTES = 1 << 20
+_F_SETLEASE = 1024  # <linux/fcntl.h>
+_F_SETSIG = 10
+
+
+@attrs.frozen
+class Frames:
+    """What is compared of one snapshot.
+
+    Attributes:
+        copy: the address space of the frozen process; None where all was copied.
+        aside: descriptor of what was copied.
+        quiet_files: see :func:`find_quiet_files`.
+    """
+
+    frozen: Frozen
+    copy: AddressSpace | None
+    aside: int
+    quiet_files: frozenset[FileKey]
+
+
+class Changes:
+    """Spans of addresses, in order and apart from each other."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._starts = array("Q")
+        self._ends = array("Q")
+        for span in spans:
+            if self._ends and self._ends[-1] == span.start:
+                self._ends[-1] = span.end
+            else:
+                self._starts.append(span.start)
+                self._ends.append(span.end)
+
+    def __iter__(self) -> Iterator[Span]:
+        return map(Span, self._starts, self._ends)
+
+    def meet(self, span: Span) -> bool:
+        """Whether anything in *span* has changed."""
+        at = bisect.bisect_right(self._ends, span.start)
+        return at < len(self._starts) and self._starts[at] < span.end
+
+    @functools.cached_property
+    def text(self) -> bytes:
+        """A line ``START-END`` for each, as file names in ``vmas/`` have it."""
+        return b"".join(b"%012x-%012x\n" % pair for pair in zip(self._starts, self._ends, strict=True))
+
+
+def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[FileKey]:
+    """The files that private mappings show and that, as of now, no one can write to unnoticed.
+
+    No one has them open for writing now, or mapped so. Whoever will, changes the time of the file with
+    his first store: file systems on a disk see to that, others (tmpfs, overlayfs) need not.
+    """
+    if copy is None:
+        return frozenset()
+    quiet = set()
+    for part in frozen.parts:
+        mapping = part.region.mapping
+        key = (mapping.device, mapping.inode)
+        if part.region.kind is Kind.PRIVATE_FILE and key in frozen.files and mapping.device[0]:
+            with contextlib.suppress(OSError, MemfsError):
+                fd = copy.open_backing(mapping)
+                try:
+                    if _has_no_writer(fd):
+                        quiet.add(key)
+                finally:
+                    os.close(fd)
+    return frozenset(quiet)
+
+
+def _has_no_writer(fd: int) -> bool:
+    """Whether a file is open for writing nowhere: else the kernel grants no lease of it."""
+    # Who opens it for writing in this very moment waits until it is given back, and we get a signal:
+    # one that does nothing, instead of SIGIO.
+    fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+    try:
+        fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def compare(earlier: Frames, later: Frames) -> Changes:
+    """What of *later* is not proven to be as it was in *earlier*.
+
+    Raises:
+        TargetExited: one of the copies was killed.
+    """
+    comparer = Comparer()
+    try:
+        return Changes(_compare_all(earlier, later, comparer if shows_frames() else None))
+    except ProcessLookupError:
+        pid = later.frozen.identity.pid
+        raise TargetExited(f"a frozen copy of process {pid} was killed") from None
+    finally:
+        comparer.close()
+
+
+def _compare_all(earlier: Frames, later: Frames, comparer: Comparer | None) -> Iterator[Span]:
+    before = earlier.frozen.parts
+    ends = [part.region.span.end for part in before]
+    fetched = (*earlier.frozen.fetched, *later.frozen.fetched)
+    for part in later.frozen.parts:
+        span = part.region.span
+        if not part.region.has_file:
+            continue
+        if any(span.clip(other) for other in fetched):
+            yield span
+            continue
+        at = span.start
+        for other in before[bisect.bisect_right(ends, span.start) :]:
+            common = other.region.span.clip(span)
+            if not common:
+                break
+            if common.start > at:
+                yield Span(at, common.start)
+            yield from _compare_part(earlier, later, other, part, common, comparer)
+            at = common.end
+        if at < span.end:
+            yield Span(at, span.end)
+
+
+def _compare_part(
+    earlier: Frames, later: Frames, old: Part, new: Part, span: Span, comparer: Comparer | None
+) -> Iterator[Span]:
+    """The same for addresses that lie in one VMA of either snapshot."""
+    kind, mapping = new.region.kind, new.region.mapping
+    comparable = old.fate is new.fate and old.region.kind is kind and old.region.mapping.same_memory(mapping)
+    if comparable and new.fate is Fate.COPIED:
+        yield from _compare_bytes(earlier.aside, later.aside, span)
+        return
+    frozen = comparable and new.fate is Fate.FROZEN and comparer is not None
+    if not frozen or earlier.copy is None or later.copy is None or comparer is None:
+        yield span
+    elif kind is Kind.ANONYMOUS:
+        yield from comparer.differing(earlier.copy.pagemap, later.copy.pagemap, span)
+    elif kind is Kind.PRIVATE_FILE and _is_unwritten(earlier, later, (mapping.device, mapping.inode)):
+        yield from comparer.differing(earlier.copy.pagemap, later.copy.pagemap, span, own_only=True)
+    else:
+        yield span
+
+
+def _is_unwritten(earlier: Frames, later: Frames, key: FileKey) -> bool:
+    state = earlier.frozen.files.get(key)
+    return state is not None and state == later.frozen.files.get(key) and key in earlier.quiet_files
+
+
+def _compare_bytes(one: int, other: int, span: Span) -> Iterator[Span]:
+    for start in range(span.start, span.end, _COPY_BYTES):
+        size = min(_COPY_BYTES, span.end - start)
+        mine, theirs = os.pread(one, size, start), os.pread(other, size, start)
+        if mine == theirs:
+            continue
+        for at in range(0, size, PAGE_BYTES):
+            if mine[at : at + PAGE_BYTES] != theirs[at : at + PAGE_BYTES]:
+                yield Span(start + at, start + at + PAGE_BYTES)
