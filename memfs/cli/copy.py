@@ -16,6 +16,9 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command("copy")
+@click.option(
+    "--since", metavar="NAME", help="Write only what changed since that snapshot into its image, DESTINATION."
+)
 @click.option("--verify", is_flag=True, help="Read the destination back, and compare.")
 @click.option("--checksum", is_flag=True, help="Print the BLAKE2b of the content, as b2sum(1) does.")
 @click.option(
@@ -28,7 +31,13 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 @click.argument("source")
 @click.argument("destination")
 def command(
-    verify: bool, checksum: bool, progress: str, verbose: bool, source: str, destination: str
+    since: str | None,
+    verify: bool,
+    checksum: bool,
+    progress: str,
+    verbose: bool,
+    source: str,
+    destination: str,
 ) -> None:
     """Copy SOURCE, a file or a directory of the mount, to DESTINATION.
 
@@ -53,7 +62,7 @@ def command(
     meter = Meter()
     try:
         with shown(meter, progress):
-            run(Request(source, destination, Checks(verify=verify, checksum=checksum)), meter, note)
+            run(Request(source, destination, since, Checks(verify=verify, checksum=checksum)), meter, note)
     except KeyboardInterrupt:
         raise click.Abort from None
 

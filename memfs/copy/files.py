@@ -8,7 +8,8 @@ from pathlib import Path
 import attrs
 
 from memfs.copy import digests
-from memfs.copy.crew import Crew, Work
+from memfs.copy.crew import CHUNK_BYTES, Crew, Work
+from memfs.copy.mark import Mark, write_mark
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import NewFile, cannot_write
 from memfs.copy.reading import Reading, chunks, data_extents
@@ -121,10 +122,7 @@ def _verify_piece(new: NewFile, meter: Meter | None, piece: Span, digest: bytes,
     view = buffer[: piece.size]
     same = got == piece.size and (digests.of_piece(view) == digest if digest else digests.is_zeros(view))
     if not same:
-        raise CannotCopy(
-            f"what was read back differs from what was written to {new.target}",
-            "the disk or its driver fails: see the kernel's log",
-        )
+        raise _differs(new.target)
     if meter is not None:
         meter.add(piece.size)
 
@@ -146,8 +144,65 @@ def _outside(found: Iterator[Span], known: list[Span]) -> Iterator[Span]:
             yield Span(start, span.end)
 
 
-def copy_file(source: Path, target: Path, tools: Tools) -> tuple[str, str]:
+def check(source: Path, image: Path, tools: Tools) -> str:
+    """Compare *image*, read from the disk, with *source*, if that is wished; returns its digest, if wanted.
+
+    Raises:
+        CannotCopy: they differ.
+    """
+    if tools.checks.verify:
+        tools.meter.doing = "verifying"
+        with Reading(source) as wanted, Reading(image, flags=0) as found:
+            os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            extents = list(wanted.extents())
+            outside = list(_outside(data_extents(found.fd, found.size_bytes), extents))
+            tools.meter.expect(sum(extent.size for extent in extents))
+            if wanted.size_bytes != found.size_bytes:
+                raise _differs(image)
+            tools.crew.run(
+                functools.partial(_check_piece, wanted, found, tools.meter, piece)
+                for piece in chunks(extents)
+            )
+            tools.crew.run(
+                functools.partial(_check_piece, None, found, None, piece) for piece in chunks(outside)
+            )
+    if not tools.checks.checksum:
+        return ""
+    content = digests.Content()
+    with Reading(image, flags=0) as found, memoryview(bytearray(CHUNK_BYTES)) as buffer:
+        for number, piece in enumerate(chunks(list(data_extents(found.fd, found.size_bytes)))):
+            view = buffer[: piece.size]
+            found.read_into(piece.start, view)
+            content.add(number, piece, view)
+        return content.finish(found.size_bytes)
+
+
+def _check_piece(
+    wanted: Reading | None, found: Reading, meter: Meter | None, piece: Span, buffer: memoryview
+) -> None:
+    """Without *wanted*, zeros are."""
+    view = buffer[: piece.size]
+    found.read_into(piece.start, view)
+    digest = digests.of_piece(view) if wanted is not None else b""
+    if wanted is not None:
+        wanted.read_into(piece.start, view)
+    if not (digests.of_piece(view) == digest if wanted is not None else digests.is_zeros(view)):
+        raise _differs(found.path)
+    if meter is not None:
+        meter.add(piece.size)
+
+
+def _differs(target: Path) -> CannotCopy:
+    return CannotCopy(
+        f"what was read back differs from what was written to {target}",
+        "the disk or its driver fails: see the kernel's log",
+    )
+
+
+def copy_file(source: Path, target: Path, mark: Mark | None, tools: Tools) -> tuple[str, str]:
     """Copy the file *source* to *target*; returns the digest, if wanted, and why it was buffered.
+
+    *mark* is what the image says of itself, but for its size and time.
 
     Raises:
         CannotCopy: it could not be; what *target* was before, it still is.
@@ -156,6 +211,10 @@ def copy_file(source: Path, target: Path, tools: Tools) -> tuple[str, str]:
         new = NewFile(target)
         try:
             digest = fill(reading, new, tools)
+            if mark is not None:
+                stat = os.fstat(new.fd)
+                whole = attrs.evolve(mark, files={"": (stat.st_size, stat.st_mtime_ns)})
+                write_mark(target, whole, new.fd)
             new.install()
             return digest, new.buffered
         finally:

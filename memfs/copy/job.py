@@ -6,13 +6,16 @@ from pathlib import Path
 
 import attrs
 
-from memfs.copy import files, stream, tree
+from memfs.copy import files, journal, stream, tree
 from memfs.copy.crew import Crew
 from memfs.copy.digests import Content
 from memfs.copy.files import Checks, Tools
+from memfs.copy.mark import Mark, describe_files, part_of, read_mark, write_mark
 from memfs.copy.meter import Meter
 from memfs.copy.place import Place, find_place
 from memfs.copy.reading import Reading
+from memfs.copy.since import read_changes, snapshot_id
+from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
 
 
@@ -22,10 +25,12 @@ class Request:
 
     Attributes:
         destination: a path, or ``-`` for stdout.
+        since: the snapshot that the destination is an image of, a name or a path; None for a whole copy.
     """
 
     source: str
     destination: str
+    since: str | None = None
     checks: Checks = attrs.field(factory=Checks)
 
 
@@ -60,16 +65,36 @@ def run(request: Request, meter: Meter, note: Note) -> None:
     try:
         if stream.is_stream(request.destination):
             _to_stream(request, place, meter, note)
+            return
+        target = _target_of(request.destination)
+        if target.is_dir() and not place.path.is_dir():
+            target /= place.path.name
+        journal.finish(target)
+        if request.since is not None:
+            changes = read_changes(place, request.since)
+            update(place, request.since, target, changes, tools)
+            _check(place, target, tools, note)
         elif place.path.is_dir():
-            _copy_directory(place, _target_of(request.destination), tools, note)
+            _copy_directory(place, target, tools, note)
         else:
-            target = _target_of(request.destination)
-            if target.is_dir():
-                target /= place.path.name
-            digest, buffered = files.copy_file(place.path, target, tools)
+            digest, buffered = files.copy_file(place.path, target, _mark_of(place), tools)
             note(Copied(str(target), digest, buffered))
     finally:
         crew.close()
+
+
+def _mark_of(place: Place) -> Mark | None:
+    """What an image of *place* says of itself; None of live memory, which no image stays the same as."""
+    if place.snapshot is None:
+        return None
+    return Mark(snapshot_id(place.snapshot), part_of(place.parts))
+
+
+def _check(place: Place, image: Path, tools: Tools, note: Note) -> None:
+    mark = read_mark(image)
+    for name in mark.files if mark is not None else ():
+        digest = files.check(place.path / name, image / name, tools)
+        note(Copied(str(image / name), digest, ""))
 
 
 def _target_of(destination: str) -> Path:
@@ -81,6 +106,8 @@ def _target_of(destination: str) -> Path:
 
 
 def _to_stream(request: Request, place: Place, meter: Meter, note: Note) -> None:
+    if request.since is not None:
+        raise BadOption("a stream has no image that --since could bring up to date", "name the image")
     if request.checks.verify:
         raise BadOption(
             "what went into a stream cannot be verified", "take --checksum, and compare over there"
@@ -105,7 +132,9 @@ def _copy_directory(place: Place, target: Path, tools: Tools, note: Note) -> Non
 
     with tree.NewDirectory(target) as new:
         tree.copy_tree(place.path, items, new, tools, keep, live=place.snapshot is None)
-        (new.path / tree.MARK_NAME).touch()
+        names = [item.name for item in items if (new.path / item.name).is_file() and item.link is None]
+        mark = _mark_of(place) or Mark("", part_of(place.parts))
+        write_mark(new.path, attrs.evolve(mark, files=describe_files(new.path, names)))
         new.install()
     for one in copied:
         note(one)

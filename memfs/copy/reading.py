@@ -54,14 +54,15 @@ class Reading:
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
 
-    def extents(self) -> Iterator[Span]:
-        """What of it is data, page-aligned but for the end of the file; the rest is holes.
+    def extents(self, span: Span | None = None) -> Iterator[Span]:
+        """What of it, or of *span*, is data, page-aligned but for the end of the file; the rest is holes.
 
         Raises:
             CannotCopy: the file cannot be read any more.
         """
-        at = 0
-        while at < self.size_bytes:
+        within = Span(0, self.size_bytes) if span is None else span
+        at = within.start
+        while at < within.end:
             try:
                 begin = os.lseek(self.fd, at, os.SEEK_DATA)
                 at = os.lseek(self.fd, begin, os.SEEK_HOLE)
@@ -70,8 +71,9 @@ class Reading:
                     return
                 raise cannot_read(self.path, error) from None
             found = Span(begin, at).page_aligned()
-            at = min(max(at, found.end), self.size_bytes)
-            yield Span(found.start, at)
+            at = max(at, found.end)
+            if part := found.clip(within):
+                yield part
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill *view* from *offset* on.

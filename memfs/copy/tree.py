@@ -15,6 +15,7 @@ from typing import Self
 import attrs
 
 from memfs.copy.files import Tools, fill
+from memfs.copy.mark import MARK_NAME
 from memfs.copy.newfile import (
     PRIVATE_DIRECTORY,
     NewFile,
@@ -27,9 +28,6 @@ from memfs.copy.newfile import (
 from memfs.copy.reading import Reading, cannot_read
 from memfs.errors import CannotCopy
 from memfs.linux.syscalls import exchange, sync_file_system
-
-MARK_NAME = ".memfs-image"
-"""The file in a directory by which it is known as an image of ours."""
 
 _SMALL_BYTES = 1 << 20
 _LEFT_OUT = frozenset(("mem", "core", "proc", "snapshots"))

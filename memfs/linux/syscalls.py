@@ -5,6 +5,7 @@ No policy here, and no state but the loaded C library.
 
 import ctypes
 import enum
+import fcntl
 import mmap
 import os
 
@@ -200,6 +201,8 @@ _libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.
 _libc.renameat2.restype = ctypes.c_int
 
 _FALLOC_FL_KEEP_SIZE = 1  # <linux/falloc.h>
+_FALLOC_FL_PUNCH_HOLE = 2
+_FICLONE = 0x4004_9409  # _IOW(0x94, 9, int), <linux/fs.h>
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 
 
@@ -213,6 +216,25 @@ def reserve(fd: int, offset: int, length: int) -> None:
     """
     if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         raise _os_error("fallocate")
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): give the blocks there back, and read as zeros from now on; the size stays.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system cannot.
+    """
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length) < 0:
+        raise _os_error("fallocate")
+
+
+def clone(fd: int, source: int) -> None:
+    """FICLONE, see ioctl_ficlone(2): make *fd* a copy of *source* that shares its blocks until written.
+
+    Raises:
+        OSError: EOPNOTSUPP, EXDEV, EINVAL or ENOTTY where the file system cannot.
+    """
+    fcntl.ioctl(fd, _FICLONE, source)
 
 
 def sync_file_system(fd: int) -> None:

@@ -116,7 +116,9 @@ def compare(earlier: Frames, later: Frames) -> Changes:
     """
     comparer = Comparer()
     try:
-        return Changes(_compare_all(earlier, later, comparer if shows_frames() else None))
+        found = list(_compare_all(earlier, later, comparer if shows_frames() else None))
+        found += _unmapped(earlier.frozen, later.frozen)
+        return Changes(sorted(found, key=lambda span: span.start))
     except ProcessLookupError:
         pid = later.frozen.identity.pid
         raise TargetExited(f"a frozen copy of process {pid} was killed") from None
@@ -146,6 +148,22 @@ def _compare_all(earlier: Frames, later: Frames, comparer: Comparer | None) -> I
             at = common.end
         if at < span.end:
             yield Span(at, span.end)
+
+
+def _unmapped(earlier: Frozen, later: Frozen) -> Iterator[Span]:
+    """What was mapped then and is not now: a hole of the flat file, which may have been data."""
+    mapped = [part.region.span for part in later.parts if part.region.has_file]
+    ends = [span.end for span in mapped]
+    for part in earlier.parts:
+        at, end = part.region.span.start, part.region.span.end
+        for span in mapped[bisect.bisect_right(ends, at) :]:
+            if span.start >= end:
+                break
+            if span.start > at:
+                yield Span(at, span.start)
+            at = span.end
+        if at < end and part.region.has_file:
+            yield Span(at, end)
 
 
 def _compare_part(
