@@ -1,4 +1,4 @@
-"""Edits of an image, one after the other: as values, as bytes in a journal, and as they are carried out.
+"""Edits of an image: as values, as they stand in a journal, and as they are carried out.
 
 An edit can be carried out twice: a journal that was being carried out when its process was killed is
 carried out again from its beginning, and the image is the same in the end.
@@ -7,14 +7,17 @@ carried out again from its beginning, and the image is the same in the end.
 import contextlib
 import enum
 import errno
+import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
 
+from memfs.copy.crew import CHUNK_BYTES, Crew, Work
 from memfs.copy.newfile import PRIVATE_DIRECTORY, PRIVATE_FILE, remove, write_all
+from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import punch_hole
 
 
@@ -24,15 +27,14 @@ class Kind(enum.IntEnum):
     FILE = 1
     """What follows is done to this file, which gets that size; *offset* 1 makes it anew."""
     DATA = 2
-    """Bytes at an offset."""
+    """Bytes at an offset; they stand in the journal at *at*."""
     HOLE = 3
     """Nothing there any more."""
     MOVE = 4
-    """A file gets the name that follows as bytes."""
+    """A file gets the name *other*."""
     REMOVE = 5
     LINK = 6
-    """A symbolic link that leads where the bytes say."""
-    END = 7
+    """A symbolic link that leads to *other*."""
 
 
 @attrs.frozen
@@ -41,93 +43,140 @@ class Edit:
 
     Attributes:
         name: of the file, in the image; "" for an image that is a file itself.
-        content: the bytes of DATA, the other name of MOVE, the target of LINK.
+        at: where in the journal its bytes are, on a page's start.
     """
 
     kind: Kind
     name: str = ""
     offset: int = 0
     size: int = 0
-    content: bytes | memoryview = b""
+    at: int = 0
+    other: str = ""
 
 
-_HEAD = struct.Struct("<BxHIQQ")
+_HEAD = struct.Struct("<BxHHxxQQQ")
 
 
-def pack_head(edit: Edit) -> bytes:
-    """The bytes that stand before the content of *edit* in a journal."""
-    name = os.fsencode(edit.name)
-    return _HEAD.pack(edit.kind, len(name), len(edit.content), edit.offset, edit.size) + name
+def pack(edits: Iterable[Edit]) -> bytes:
+    """The bytes of *edits* in a journal."""
+    parts: list[bytes] = []
+    for edit in edits:
+        name, other = os.fsencode(edit.name), os.fsencode(edit.other)
+        parts += (_HEAD.pack(edit.kind, len(name), len(other), edit.offset, edit.size, edit.at), name, other)
+    return b"".join(parts)
 
 
-def unpack(journal: memoryview) -> Iterator[Edit]:
-    """The edits of a journal up to its END.
-
-    Raises:
-        ValueError: it has no end.
-    """
+def unpack(text: bytes) -> Iterator[Edit]:
+    """The edits of :func:`pack`."""
     at = 0
-    while at + _HEAD.size <= len(journal):
-        kind, name_bytes, content_bytes, offset, size = _HEAD.unpack_from(journal, at)
+    while at < len(text):
+        kind, name_bytes, other_bytes, offset, size, where = _HEAD.unpack_from(text, at)
         at += _HEAD.size
-        name = os.fsdecode(bytes(journal[at : at + name_bytes]))
+        name = text[at : at + name_bytes]
         at += name_bytes
-        if kind == Kind.END:
-            return
-        yield Edit(Kind(kind), name, offset, size, journal[at : at + content_bytes])
-        at += content_bytes
-    raise ValueError("the journal has no end")
+        other = text[at : at + other_bytes]
+        at += other_bytes
+        yield Edit(Kind(kind), os.fsdecode(name), offset, size, where, os.fsdecode(other))
 
 
 class Editor:
-    """Carries edits out on an image in place. The owner closes it.
+    """Carries the edits of a journal out on an image in place."""
 
-    Attributes:
-        root: the image, a file or a directory.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, journal: int, crew: Crew) -> None:
+        """Edit *root*, a file or a directory; *journal* is a descriptor."""
+        self._root = root
+        self._journal = journal
+        self._crew = crew
         self._fd = -1
+        self._direct = -1
+        self._data: list[Edit] = []
 
-    def do(self, edit: Edit) -> None:
-        """Carry out one edit.
+    def run(self, edits: Iterable[Edit]) -> None:
+        """Carry out all of *edits*, and sync what they are done to.
 
         Raises:
             OSError: the file system refuses.
         """
-        path = self.root / edit.name if edit.name else self.root
+        try:
+            for edit in edits:
+                self._do(edit)
+        finally:
+            self._leave_file()
+
+    def _do(self, edit: Edit) -> None:
+        path = self._root / edit.name if edit.name else self._root
         if edit.kind is Kind.FILE:
-            self._open(path, edit)
+            self._leave_file()
+            self._enter_file(path, edit)
         elif edit.kind is Kind.DATA:
-            write_all(self._fd, edit.offset, memoryview(edit.content))
+            self._data.append(edit)
         elif edit.kind is Kind.HOLE:
             make_hole(self._fd, edit.offset, edit.size)
         elif edit.kind is Kind.MOVE:
             with contextlib.suppress(FileNotFoundError):  # it has been done before
-                os.rename(path, self.root / os.fsdecode(bytes(edit.content)))
-        elif edit.kind is Kind.REMOVE:
+                os.rename(path, self._root / edit.other)
+        else:
             with contextlib.suppress(FileNotFoundError):
                 remove(path)
-        elif edit.kind is Kind.LINK:
-            with contextlib.suppress(FileNotFoundError):
-                remove(path)
-            path.symlink_to(os.fsdecode(bytes(edit.content)))
+            if edit.kind is Kind.LINK:
+                path.symlink_to(edit.other)
 
-    def _open(self, path: Path, edit: Edit) -> None:
-        self.close()
+    def _enter_file(self, path: Path, edit: Edit) -> None:
         path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags | os.O_CREAT, PRIVATE_FILE)
         if edit.offset:
             os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, edit.size)
+        with contextlib.suppress(OSError):  # not all file systems have it
+            self._direct = os.open(path, flags | os.O_DIRECT)
 
-    def close(self) -> None:
-        """Sync the file at hand, and let it go."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.fsync(fd)
-            os.close(fd)
+    def _leave_file(self) -> None:
+        data, self._data = self._data, []
+        held = (self._direct, self._fd)
+        try:
+            if data:
+                self._crew.run(self._works(data))
+            if self._fd >= 0:
+                os.fsync(self._fd)
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            self._direct = self._fd = -1
+            for fd in held:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _works(self, data: list[Edit]) -> Iterator[Work]:
+        """In pieces that lie together in the journal, and fit into a buffer."""
+        batch: list[Edit] = []
+        for edit in data:
+            if batch and (edit.at != _end_of(batch[-1]) or edit.at + edit.size - batch[0].at > CHUNK_BYTES):
+                yield functools.partial(self._write, self._fd, self._direct, batch)
+                batch = []
+            batch.append(edit)
+        yield functools.partial(self._write, self._fd, self._direct, batch)
+
+    def _write(self, fd: int, direct: int, batch: list[Edit], buffer: memoryview) -> None:
+        start = batch[0].at
+        wanted = _end_of(batch[-1]) - start
+        done = 0
+        while done < wanted:
+            got = os.preadv(self._journal, (buffer[done:wanted],), start + done)
+            if not got:
+                raise OSError(errno.EIO, "the journal ends before its end")
+            done += got
+        for edit in batch:
+            view = buffer[edit.at - start : edit.at - start + edit.size]
+            # Many small writes are put in order and gathered by the page cache.
+            whole = edit.size >= _DIRECT_BYTES and not (edit.size | edit.offset) % PAGE_BYTES
+            write_all(direct if whole and direct >= 0 else fd, edit.offset, view)
+
+
+_DIRECT_BYTES = 128 << 10
+
+
+def _end_of(edit: Edit) -> int:
+    return edit.at + -(-edit.size // PAGE_BYTES) * PAGE_BYTES
 
 
 _ZEROS = bytes(1 << 20)

@@ -69,10 +69,10 @@ def run(request: Request, meter: Meter, note: Note) -> None:
         target = _target_of(request.destination)
         if target.is_dir() and not place.path.is_dir():
             target /= place.path.name
-        journal.finish(target)
-        if request.since is not None:
-            changes = read_changes(place, request.since)
-            update(place, request.since, target, changes, tools)
+        journal.finish(target, crew)
+        if request.since is not None and update(
+            place, request.since, target, read_changes(place, request.since), tools
+        ):
             _check(place, target, tools, note)
         elif place.path.is_dir():
             _copy_directory(place, target, tools, note)

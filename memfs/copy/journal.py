@@ -1,22 +1,27 @@
 """The journal of an update in place: edits that are all on the disk before the first is carried out.
 
 It has its name, beside the image, only when it is whole; so whoever finds one can finish the update. That
-is what every copy onto the image does first.
+is what every copy onto the image does first. First in it stand the bytes of all edits, on page starts;
+then the new mark of the image and the edits; then where these begin and how long they are.
 """
 
 import contextlib
-import errno
 import fcntl
-import mmap
 import os
+import struct
 import threading
 from pathlib import Path
 
-from memfs.copy.edits import Edit, Editor, Kind, pack_head, unpack
+from memfs.copy.crew import Crew
+from memfs.copy.edits import Edit, Editor, pack, unpack
 from memfs.copy.mark import Mark, describe_files, parse_mark, write_mark
-from memfs.copy.newfile import NewFile, cannot_write, sync_directory
+from memfs.copy.newfile import NewFile, cannot_write, sync_directory, write_all
 from memfs.errors import CannotCopy
+from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import sync_file_system
+
+_TRAILER = struct.Struct("<QQQ")
+"""Where the mark begins, its length, and that of the edits behind it."""
 
 
 def journal_of(image: Path) -> Path:
@@ -27,36 +32,46 @@ def journal_of(image: Path) -> Path:
 class Journal:
     """A journal in the making; threads add to it. The owner closes it."""
 
-    def __init__(self, image: Path, mark: Mark) -> None:
-        """Begin the journal of an update of *image*, which will have *mark*.
+    def __init__(self, image: Path) -> None:
+        """Begin the journal of an update of *image*.
 
         Raises:
             CannotCopy: there is no room, or no right to make it.
         """
         self.image = image
-        self._file = NewFile(journal_of(image), direct=False)
+        self._file = NewFile(journal_of(image))
         self._lock = threading.Lock()
-        text = mark.format()
-        self._put(len(text).to_bytes(8, "little") + text)
+        self._edits: list[Edit] = []
+        self._end = 0
 
-    def _put(self, *parts: bytes | memoryview) -> None:
-        size = sum(map(len, parts))
+    def add(self, edit: Edit) -> None:
+        """Add an edit that has no bytes."""
+        with self._lock:
+            self._edits.append(edit)
+
+    def add_data(self, edits: list[Edit], view: memoryview) -> None:
+        """Add DATA, whose bytes stand in *view*, each on a page's start in it, as its *at* says."""
+        with self._lock:
+            begin = self._end
+            self._end += len(view)
         try:
-            if os.writev(self._file.fd, parts) != size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # nothing else takes less
+            write_all(self._file.fd, begin, view)
         except OSError as error:
             raise cannot_write(self.image, error) from None
-
-    def add(self, *edits: Edit) -> None:
-        """Add edits that stay together."""
         with self._lock:
-            for edit in edits:
-                self._put(pack_head(edit), edit.content)
+            self._edits += (
+                Edit(edit.kind, edit.name, edit.offset, edit.size, begin + edit.at) for edit in edits
+            )
 
-    def commit(self) -> None:
+    def commit(self, mark: Mark) -> None:
         """Have it on the disk, under its name: from now on the update will be done, sooner or later."""
-        self.add(Edit(Kind.END))
-        self._file.finish(os.lseek(self._file.fd, 0, os.SEEK_CUR))
+        text, edits = mark.format(), pack(self._edits)
+        tail = text + edits + _TRAILER.pack(self._end, len(text), len(edits))
+        size = self._end + len(tail)
+        padded = bytearray(-(-len(tail) // PAGE_BYTES) * PAGE_BYTES)
+        padded[: len(tail)] = tail
+        self._file.write(self._end, memoryview(padded))
+        self._file.finish(size)
         self._file.install()
 
     def close(self) -> None:
@@ -64,7 +79,7 @@ class Journal:
         self._file.close()
 
 
-def finish(image: Path) -> bool:
+def finish(image: Path, crew: Crew) -> bool:
     """Carry out the journal of *image*, if it has one; returns whether it had.
 
     Raises:
@@ -80,11 +95,11 @@ def finish(image: Path) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
-            _carry_out(image, fd)
+            _carry_out(image, fd, crew)
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             sync_directory(path.parent)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise CannotCopy(
             f"the update of {image} that was begun cannot be finished ({error})",
             "mend that, and copy again: until then the image is not whole",
@@ -94,19 +109,11 @@ def finish(image: Path) -> bool:
     return True
 
 
-def _carry_out(image: Path, journal: int) -> None:
+def _carry_out(image: Path, journal: int, crew: Crew) -> None:
     size = os.fstat(journal).st_size
-    editor = Editor(image)
-    with mmap.mmap(journal, size, mmap.MAP_SHARED, mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        mark_bytes = int.from_bytes(view[:8], "little")
-        mark = parse_mark(bytes(view[8 : 8 + mark_bytes]))
-        with view[8 + mark_bytes :] as rest:
-            for edit in unpack(rest):
-                editor.do(edit)
-                content = edit.content
-                if isinstance(content, memoryview):
-                    content.release()
-    editor.close()
+    begin, mark_bytes, edits_bytes = _TRAILER.unpack(os.pread(journal, _TRAILER.size, size - _TRAILER.size))
+    mark = parse_mark(os.pread(journal, mark_bytes, begin))
+    Editor(image, journal, crew).run(unpack(os.pread(journal, edits_bytes, begin + mark_bytes)))
     if image.is_dir():
         fd = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -8,8 +8,9 @@ import errno
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 
@@ -18,7 +19,7 @@ from memfs.copy.crew import CHUNK_BYTES, Work
 from memfs.copy.edits import Edit, Kind, make_hole
 from memfs.copy.files import Tools
 from memfs.copy.mark import Mark, describe_files, ensure_fits, part_of, read_mark, write_mark
-from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write, write_all
+from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading, chunks
 from memfs.copy.since import Changes, changed_in, vma_span
@@ -29,8 +30,59 @@ from memfs.linux.syscalls import clone, reserve
 _NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
 _ALWAYS_ASKED_BYTES = 1 << 20
 _PIECES_AT_ONCE = 64
+_COST_OF_CHANGE = 3
+_COST_OF_SPAN_BYTES = 100 << 10
+_BLOCK_BYTES = 512
 
-Write = Callable[[Edit], None]
+
+class Sink(Protocol):
+    """Where changes go: a copy of the image, or a journal."""
+
+    def hole(self, offset: int, size: int) -> None:
+        """There is nothing any more."""
+
+    def data(self, pieces: list[Span], view: memoryview) -> None:
+        """Bytes of *pieces*, one after the other in *view*, each on a page's start; threads call this."""
+
+
+@attrs.frozen
+class _Clone:
+    """A copy that shares its blocks with the image."""
+
+    image: Path
+    new: NewFile
+
+    def hole(self, offset: int, size: int) -> None:
+        try:
+            make_hole(self.new.fd, offset, size)
+        except OSError as error:
+            raise cannot_write(self.image, error) from None
+
+    def data(self, pieces: list[Span], view: memoryview) -> None:
+        at = 0
+        for piece in pieces:
+            whole = piece.page_aligned().size  # NewFile cuts its end off
+            self.new.write(piece.start, view[at : at + whole])
+            at += whole
+
+
+@attrs.frozen
+class _Book:
+    """A journal, at one file of the image."""
+
+    name: str
+    book: journal.Journal
+
+    def hole(self, offset: int, size: int) -> None:
+        self.book.add(Edit(Kind.HOLE, self.name, offset, size))
+
+    def data(self, pieces: list[Span], view: memoryview) -> None:
+        edits = []
+        at = 0
+        for piece in pieces:
+            edits.append(Edit(Kind.DATA, self.name, piece.start, piece.size, at))
+            at += piece.page_aligned().size
+        self.book.add_data(edits, view[:at])
 
 
 @attrs.frozen
@@ -48,8 +100,10 @@ class FilePlan:
     old_name: str | None
 
 
-def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools) -> None:
+def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools) -> bool:
     """Make *image*, which is of the snapshot *since*, one of *place*.
+
+    Returns False where nothing was done, since a whole copy takes less time, and there is room for it.
 
     Raises:
         CannotCopy: it is not of that snapshot, or it cannot be done: then it is as it was.
@@ -71,12 +125,25 @@ def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools
         items, plans = _plan(place, old)
         mark = Mark(changes.later, part, {plan.name: (0, 0) for plan in plans})
         updater = _Updater(place, image, changes, tools)
+        if updater.is_dear(plans) and _has_room(image, plans):
+            return False
         if _can_clone(image, plans):
             updater.by_clones(items, plans, mark, lock)
         else:
             updater.in_place(items, plans, old, mark)
+        return True
     finally:
         os.close(lock)
+
+
+def _has_room(image: Path, plans: list[FilePlan]) -> bool:
+    room = os.statvfs(image)
+    return room.f_bavail * room.f_frsize > 2 * _held_bytes(plans)
+
+
+def _held_bytes(plans: list[FilePlan]) -> int:
+    """How much memory the sources hold, as far as their attributes tell."""
+    return sum(os.stat(plan.source).st_blocks * _BLOCK_BYTES for plan in plans)
 
 
 def _plan(place: Place, old: Mark) -> tuple[list[tree.Item], list[FilePlan]]:
@@ -130,13 +197,28 @@ class _Updater:
         self._image = image
         self._changes = changes
         self._tools = tools
-        self._whole_pages = False
+
+    def is_dear(self, plans: list[FilePlan]) -> bool:
+        """Whether so much has changed that to copy all of it takes less time.
+
+        What is updated is written twice or more, and a page alone takes as long as a dozen in a row.
+        """
+        cost = 0
+        for plan in plans:
+            if plan.old_name is not None:
+                old = os.open(self._image / plan.old_name if plan.old_name else self._image, os.O_RDONLY)
+                try:
+                    with Reading(plan.source) as source:
+                        spans = self._wanted(plan, source, old)
+                finally:
+                    os.close(old)
+                cost += sum(_COST_OF_CHANGE * span.size + _COST_OF_SPAN_BYTES for span in spans)
+        return cost > _held_bytes(plans)
 
     # By clones
 
     def by_clones(self, items: list[tree.Item], plans: list[FilePlan], mark: Mark, lock: int) -> None:
         """Change a copy that shares its blocks with the image, and put it in its place."""
-        self._whole_pages = True  # they are written past the page cache
         if not self._image.is_dir():
             new = NewFile(self._image)
             try:
@@ -175,15 +257,6 @@ class _Updater:
             os.close(old)
 
     def _change_clone(self, plan: FilePlan, new: NewFile, old: int, *, sync: bool) -> None:
-        def write(edit: Edit) -> None:
-            try:
-                if edit.kind is Kind.DATA:
-                    write_all(new.fd, edit.offset, memoryview(edit.content))
-                elif edit.kind is Kind.HOLE:
-                    make_hole(new.fd, edit.offset, edit.size)
-            except OSError as error:
-                raise cannot_write(self._image, error) from None
-
         with Reading(plan.source) as source:
             try:
                 if old >= 0:
@@ -191,14 +264,14 @@ class _Updater:
                 os.ftruncate(new.fd, -(-source.size_bytes // PAGE_BYTES) * PAGE_BYTES)
             except OSError as error:
                 raise cannot_write(self._image, error) from None
-            self._carry(source, self._wanted(plan, source, old), old >= 0, write)
+            self._carry(source, self._wanted(plan, source, old), old >= 0, _Clone(self._image, new))
             new.finish(source.size_bytes, sync=sync)
 
     # In place
 
     def in_place(self, items: list[tree.Item], plans: list[FilePlan], old: Mark, mark: Mark) -> None:
         """Write a journal of all changes, and carry it out."""
-        book = journal.Journal(self._image, mark)
+        book = journal.Journal(self._image)
         try:
             kept = {plan.old_name for plan in plans} | {plan.name for plan in plans}
             for name in old.files:
@@ -210,19 +283,19 @@ class _Updater:
                     book.add(Edit(Kind.REMOVE, left.name))
             for item in items:
                 if item.link is not None:
-                    book.add(Edit(Kind.LINK, item.name, content=os.fsencode(item.link)))
+                    book.add(Edit(Kind.LINK, item.name, other=item.link))
             for plan in plans:
                 self._write_plan(plan, book)
-            book.commit()
+            book.commit(mark)
         finally:
             book.close()
-        journal.finish(self._image)
+        journal.finish(self._image, self._tools.crew)
 
     def _write_plan(self, plan: FilePlan, book: journal.Journal) -> None:
         with Reading(plan.source) as source:
             if plan.old_name is None:
                 book.add(Edit(Kind.FILE, plan.name, offset=1, size=source.size_bytes))
-                self._carry(source, [Span(0, source.size_bytes)], False, book.add)
+                self._carry(source, [Span(0, source.size_bytes)], False, _Book(plan.name, book))
                 self._ensure_room(source)
                 return
             old = os.open(
@@ -231,10 +304,10 @@ class _Updater:
             try:
                 spans = self._wanted(plan, source, old)
                 if plan.old_name != plan.name:
-                    book.add(Edit(Kind.MOVE, plan.old_name, content=os.fsencode(plan.name)))
+                    book.add(Edit(Kind.MOVE, plan.old_name, other=plan.name))
                 if spans or plan.old_name != plan.name or os.fstat(old).st_size != source.size_bytes:
                     book.add(Edit(Kind.FILE, plan.name, size=source.size_bytes))
-                    written = self._carry(source, spans, True, book.add)
+                    written = self._carry(source, spans, True, _Book(plan.name, book))
                     self._set_aside(old, written)
             finally:
                 os.close(old)
@@ -271,7 +344,7 @@ class _Updater:
         found = changed_in(source, names, old_name, old, self._changes)
         return [span.page_aligned().clip(everything) for span in found]
 
-    def _carry(self, source: Reading, spans: list[Span], holes: bool, write: Write) -> list[Span]:
+    def _carry(self, source: Reading, spans: list[Span], holes: bool, sink: Sink) -> list[Span]:
         """Read *spans* and write them, with *holes* where the source has some; returns what is data."""
         data: list[Span] = []
         for span in spans:
@@ -281,33 +354,34 @@ class _Updater:
             at = span.start
             for extent in source.extents(span):
                 if extent.start > at and holes:
-                    write(Edit(Kind.HOLE, offset=at, size=extent.start - at))
+                    sink.hole(at, extent.start - at)
                 data.append(extent)
                 at = extent.end
             if at < span.end and holes:
-                write(Edit(Kind.HOLE, offset=at, size=span.end - at))
+                sink.hole(at, span.end - at)
         self._tools.meter.expect(sum(span.size for span in data), source.size_bytes)
-        self._tools.crew.run(self._works(source, data, write))
+        self._tools.crew.run(self._works(source, data, sink))
         return data
 
-    def _works(self, source: Reading, data: list[Span], write: Write) -> Iterator[Work]:
+    def _works(self, source: Reading, data: list[Span], sink: Sink) -> Iterator[Work]:
         batch: list[Span] = []
         size = 0
         for piece in chunks(data):
             if batch and (size + piece.size > CHUNK_BYTES or len(batch) == _PIECES_AT_ONCE):
-                yield functools.partial(self._carry_pieces, source, batch, write)
+                yield functools.partial(self._carry_pieces, source, batch, sink)
                 batch, size = [], 0
             batch.append(piece)
             size += piece.size
         if batch:
-            yield functools.partial(self._carry_pieces, source, batch, write)
+            yield functools.partial(self._carry_pieces, source, batch, sink)
 
-    def _carry_pieces(self, source: Reading, pieces: list[Span], write: Write, buffer: memoryview) -> None:
+    def _carry_pieces(self, source: Reading, pieces: list[Span], sink: Sink, buffer: memoryview) -> None:
+        at = 0
         for piece in pieces:
-            view = buffer[: piece.size]
-            source.read_into(piece.start, view)
-            whole = piece.page_aligned().size if self._whole_pages else piece.size
+            source.read_into(piece.start, buffer[at : at + piece.size])
+            whole = piece.page_aligned().size
             if whole > piece.size:
-                buffer[piece.size : whole] = bytes(whole - piece.size)
-            write(Edit(Kind.DATA, offset=piece.start, content=buffer[:whole]))
-            self._tools.meter.add(piece.size)
+                buffer[at + piece.size : at + whole] = bytes(whole - piece.size)
+            at += whole
+        sink.data(pieces, buffer[:at])
+        self._tools.meter.add(at)
