@@ -13,7 +13,8 @@ python=/usr/bin/python3
 # Every program the tests start: command:package.
 test_tools='rsync:rsync getfattr:attr rg:ripgrep xxd:xxd zstd:zstd openssl:openssl tar:tar
 findmnt:util-linux mount:mount hexdump:bsdextrautils ps:procps git:git gdb:gdb eu-readelf:elfutils
-readelf:binutils redis-benchmark:redis-tools'
+readelf:binutils redis-benchmark:redis-tools
+socat:socat b3sum:b3sum curl:curl ip:iproute2 mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs'
 
 die() {
     printf 'setup: %s\n' "$*" >&2

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat as stat_module
 from pathlib import Path
 
@@ -226,7 +225,7 @@ def temporary_prefix(target: Path) -> str:
 
 def temporary_name(target: Path) -> Path:
     """A new one."""
-    return target.parent / f"{temporary_prefix(target)}{secrets.token_hex(4)}"
+    return target.parent / f"{temporary_prefix(target)}{os.urandom(4).hex()}"
 
 
 def clear_leftovers(target: Path) -> None:

@@ -16,6 +16,7 @@ import attrs
 
 from memfs.copy import journal, tree
 from memfs.copy.crew import CHUNK_BYTES, Work
+from memfs.copy.digests import is_zeros
 from memfs.copy.edits import Edit, Kind, make_hole
 from memfs.copy.files import Tools
 from memfs.copy.mark import Mark, describe_files, ensure_fits, part_of, read_mark, write_mark
@@ -28,7 +29,8 @@ from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import clone, reserve
 
 _NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
-_ALWAYS_ASKED_BYTES = 1 << 20
+_ASKED_BYTES = 64 << 20
+"""To ask for the holes in less takes longer than to read them: the mount looks to the end of the data."""
 _PIECES_AT_ONCE = 64
 _COST_OF_CHANGE = 3
 _COST_OF_SPAN_BYTES = 100 << 10
@@ -348,7 +350,7 @@ class _Updater:
         """Read *spans* and write them, with *holes* where the source has some; returns what is data."""
         data: list[Span] = []
         for span in spans:
-            if span.size < _ALWAYS_ASKED_BYTES and holes:
+            if span.size < _ASKED_BYTES and holes:
                 data.append(span)
                 continue
             at = span.start
@@ -377,11 +379,18 @@ class _Updater:
 
     def _carry_pieces(self, source: Reading, pieces: list[Span], sink: Sink, buffer: memoryview) -> None:
         at = 0
+        data = []
         for piece in pieces:
-            source.read_into(piece.start, buffer[at : at + piece.size])
+            view = buffer[at : at + piece.size]
+            source.read_into(piece.start, view)
+            self._tools.meter.add(piece.size)
+            if is_zeros(view):
+                sink.hole(piece.start, piece.size)
+                continue
             whole = piece.page_aligned().size
             if whole > piece.size:
                 buffer[at + piece.size : at + whole] = bytes(whole - piece.size)
             at += whole
-        sink.data(pieces, buffer[:at])
-        self._tools.meter.add(at)
+            data.append(piece)
+        if data:
+            sink.data(data, buffer[:at])
