@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -50,13 +49,14 @@ def _find(pid: int, mountpoint: Path | None) -> Path:
         CannotFreeze: there is none.
     """
     from memfs.cli.mountpoint import our_mount
-    from memfs.linux.mountinfo import resolve
+    from memfs.fuse.names import FS_TYPE
+    from memfs.linux.mountinfo import mounts_of_type, resolve
 
     if mountpoint is not None:
         our_mount(mountpoint)
         candidates = [Path(resolve(mountpoint))]
     else:
-        candidates = list(_mounts())
+        candidates = [Path(os.fsdecode(mount.mountpoint)) for mount in mounts_of_type(FS_TYPE)]
     if not candidates:
         raise CannotFreeze("memfs is not mounted", "mount it with 'memfs mount MOUNTPOINT'")
     for candidate in candidates:
@@ -65,16 +65,6 @@ def _find(pid: int, mountpoint: Path | None) -> Path:
             return found
     places = ", ".join(map(str, candidates))
     raise CannotFreeze(f"there is no process {pid} in {places}", "see whether it runs, and has memory")
-
-
-def _mounts() -> Iterator[Path]:
-    """Where memfs is mounted, the newest first."""
-    from memfs.fuse.names import FS_TYPE
-    from memfs.linux.mountinfo import read_mounts
-
-    for mount in reversed(read_mounts()):
-        if mount.fs_type == FS_TYPE:
-            yield Path(os.fsdecode(mount.mountpoint))
 
 
 def _make(pid: int, snapshots: Path) -> Path:

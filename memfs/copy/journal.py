@@ -94,7 +94,13 @@ def finish(image: Path, crew: Crew) -> bool:
         raise cannot_write(image, error) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise CannotCopy(
+                f"{path} was written by uid {found.st_uid}, and would be carried out as you",
+                "remove it, or let that user finish his copy",
+            )
+        if found.st_nlink:
             _carry_out(image, fd, crew)
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()

@@ -12,8 +12,7 @@ import stat as stat_module
 from pathlib import Path
 
 from memfs.errors import CannotCopy
-from memfs.linux import procfs
-from memfs.linux.mountinfo import parse_mountinfo
+from memfs.linux.mountinfo import read_mounts
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import reserve
 
@@ -45,7 +44,7 @@ def cannot_write(path: Path, error: OSError) -> CannotCopy:
 def why_buffered(directory: Path) -> str:
     """Why files in *directory* are written through the page cache; empty where they need not be."""
     device = os.stat(directory).st_dev
-    for mount in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")):
+    for mount in read_mounts():
         if os.makedev(*mount.device) == device and mount.fs_type in _MEMORY_FILE_SYSTEMS:
             return f"{mount.fs_type.decode()} keeps its files in memory"
     return ""

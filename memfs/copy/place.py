@@ -11,8 +11,7 @@ import attrs
 
 from memfs.errors import CannotCopy
 from memfs.fuse.names import FS_TYPE
-from memfs.linux import procfs
-from memfs.linux.mountinfo import Mount, parse_mountinfo
+from memfs.linux.mountinfo import Mount, mounts_of_type
 
 _SHORT = re.compile(r"[1-9]\d*(/.*)?")
 
@@ -45,9 +44,9 @@ def find_place(source: str) -> Place:
     Raises:
         CannotCopy: there is none, or it is not in a mount of memfs.
     """
-    mounts = [m for m in parse_mountinfo(procfs.read_file("/proc/self/mountinfo")) if m.fs_type == FS_TYPE]
+    mounts = mounts_of_type(FS_TYPE)
     path = _existing(source, mounts)
-    for mount in reversed(mounts):
+    for mount in mounts:
         mountpoint = Path(os.fsdecode(mount.mountpoint))
         if path.is_relative_to(mountpoint):
             return _parse(path, mountpoint, path.relative_to(mountpoint).parts)
@@ -62,7 +61,7 @@ def _existing(source: str, mounts: list[Mount]) -> Path:
             raise CannotCopy(
                 f"there is no mount of memfs in which {source} could be", "memfs mount MOUNTPOINT"
             )
-        for mount in reversed(mounts):
+        for mount in mounts:
             path = os.path.join(os.fsdecode(mount.mountpoint), source)
             if os.path.lexists(path):
                 return Path(os.path.realpath(path))

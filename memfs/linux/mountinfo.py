@@ -61,6 +61,11 @@ def read_mounts() -> list[Mount]:
     return parse_mountinfo(procfs.read_file("/proc/self/mountinfo"))
 
 
+def mounts_of_type(fs_type: bytes) -> list[Mount]:
+    """Those of one type, the newest first."""
+    return [mount for mount in reversed(read_mounts()) if mount.fs_type == fs_type]
+
+
 _MOST_LINKS = 40  # MAXSYMLINKS
 
 

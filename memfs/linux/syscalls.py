@@ -167,21 +167,6 @@ def send_to_thread(pid: int, tid: int, number: int) -> None:
         raise _os_error("tgkill")
 
 
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.fallocate.restype = ctypes.c_int
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # FALLOC_FL_*, <linux/falloc.h>
-
-
-def punch_hole(fd: int, offset: int, size: int) -> None:
-    """fallocate(2): make *size* bytes of a file at *offset* a hole, as far as they are whole pages.
-
-    Raises:
-        OSError: EOPNOTSUPP where the file system does not know holes.
-    """
-    if _libc.fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, size) < 0:
-        raise _os_error("fallocate")
-
-
 def umount(path: bytes, flags: UmountFlag) -> None:
     """umount2(2).
 
