@@ -117,7 +117,7 @@ def _to_stream(request: Request, place: Place, meter: Meter, note: Note) -> None
             f"{place.path} is a directory, which no stream can take", "copy a file of it, or use tar -S"
         )
     content = Content() if request.checks.checksum else None
-    with stream.opened(request.destination) as out, Reading(place.path, flags=0) as reading:
+    with stream.opened(request.destination) as out, Reading(place.path) as reading:
         stream.send(reading, out, request.destination, meter, content)
         digest = content.finish(reading.size_bytes) if content is not None else ""
     note(Copied(request.destination, digest, ""))

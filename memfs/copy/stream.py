@@ -1,29 +1,65 @@
-"""To a pipe, a socket or whatever takes bytes one after the other: by splice and sendfile where they can.
+"""To a pipe, a socket or whatever takes bytes one after the other: one thread reads while another writes.
 
-A stream has no holes. So these are sent as zeros, from memory of ours that is never written.
+A stream has no holes. So these are sent as zeros, from memory of ours that is never written. Nothing goes
+through the page cache of the mount, from which sendfile and splice would take it: reading and writing at
+once is faster (docs/performance.md), and leaves nothing behind.
 """
 
 import contextlib
 import errno
 import mmap
 import os
+import queue
 import socket
 import stat as stat_module
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from memfs.copy.crew import CHUNK_BYTES
 from memfs.copy.digests import Content
 from memfs.copy.meter import Meter
-from memfs.copy.reading import Reading, cannot_read, chunks
+from memfs.copy.reading import Reading, chunks
 from memfs.errors import CannotCopy
 from memfs.linux.pipe import grow
 from memfs.linux.span import Span
 
 _PIPE_BYTES = 1 << 20
+_BUFFERS = 4
 
-Carry = Callable[[int, int, int], int]
-"""Moves bytes from a descriptor at an offset, so many at most; returns how many went."""
+
+class _Ahead:
+    """A thread that reads a file piece by piece, a few buffers ahead of who takes them."""
+
+    def __init__(self, source: Reading) -> None:
+        self._source = source
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[Span, memoryview | None] | BaseException | None]
+        self._full = queue.SimpleQueue()
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(mmap.mmap(-1, CHUNK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
+        # It does not keep the process from ending, whatever it waits for.
+        threading.Thread(target=self._read, name="read-ahead", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for piece, is_data in _pieces(self._source):
+                buffer = self._free.get() if is_data else None
+                if buffer is not None:
+                    self._source.read_into(piece.start, buffer[: piece.size])
+                self._full.put((piece, buffer))
+            self._full.put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the bytes are wanted
+            self._full.put(error)
+
+    def __iter__(self) -> Iterator[tuple[Span, memoryview | None]]:
+        """Each piece and the buffer that holds it, until the next one is asked for; None is a hole."""
+        while (found := self._full.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+            if found[1] is not None:
+                self._free.put(found[1])
 
 
 def send(source: Reading, out: int, name: str, meter: Meter, content: Content | None = None) -> None:
@@ -34,23 +70,16 @@ def send(source: Reading, out: int, name: str, meter: Meter, content: Content | 
     """
     with contextlib.suppress(OSError):
         os.set_blocking(out, True)  # a descriptor may be shared with someone who wants it otherwise
+    with contextlib.suppress(OSError):
+        grow(out, _PIPE_BYTES)
     meter.expect(source.size_bytes)
-    carry = _carrier(out) if content is None else None
-    with mmap.mmap(-1, CHUNK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as buffer:
-        zeros = bytes(CHUNK_BYTES)
-        for number, (piece, is_data) in enumerate(_pieces(source)):
-            view = memoryview(buffer)[: piece.size]
-            if is_data and carry is not None:
-                _carry(source, carry, piece, name, meter)
-            else:
-                if is_data:
-                    source.read_into(piece.start, view)
-                shown = view if is_data else memoryview(zeros)[: piece.size]
-                if content is not None:
-                    content.add(number, piece, shown)
-                put(out, shown, name)
-                meter.add(piece.size)
-            view.release()
+    zeros = memoryview(bytes(CHUNK_BYTES))
+    for number, (piece, buffer) in enumerate(_Ahead(source)):
+        view = (zeros if buffer is None else buffer)[: piece.size]
+        if content is not None:
+            content.add(number, piece, view)
+        put(out, view, name)
+        meter.add(piece.size)
 
 
 def _pieces(source: Reading) -> Iterator[tuple[Span, bool]]:
@@ -59,33 +88,6 @@ def _pieces(source: Reading) -> Iterator[tuple[Span, bool]]:
         yield from ((piece, False) for piece in chunks([Span(at, extent.start)]))
         yield from ((piece, True) for piece in chunks([extent]))
         at = extent.end
-
-
-def _carrier(out: int) -> Carry | None:
-    """The call that moves pages to *out* without a copy by us; None where there is none."""
-    mode = os.fstat(out).st_mode
-    if stat_module.S_ISFIFO(mode):
-        with contextlib.suppress(OSError):
-            grow(out, _PIPE_BYTES)
-        return lambda fd, offset, size: os.splice(fd, out, size, offset_src=offset)
-    if stat_module.S_ISSOCK(mode):
-        return lambda fd, offset, size: os.sendfile(out, fd, offset, size)
-    return None
-
-
-def _carry(source: Reading, carry: Carry, piece: Span, name: str, meter: Meter) -> None:
-    at = piece.start
-    while at < piece.end:
-        try:
-            moved = carry(source.fd, at, piece.end - at)
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                raise _gone(name) from None
-            raise cannot_read(source.path, error) from None
-        if not moved:
-            raise CannotCopy(f"{source.path} ended before its end", "copy it again")
-        at += moved
-        meter.add(moved)
 
 
 def put(out: int, view: memoryview, name: str) -> None:
