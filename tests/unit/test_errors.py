@@ -17,6 +17,7 @@ NUMBERS = {
     errors.TooMany: errno.ENOSPC,
     errors.CannotFreeze: errno.EIO,
     errors.BadOption: errno.EINVAL,
+    errors.CannotCopy: errno.EIO,
     errors.CannotMount: errno.EINVAL,
 }
 
