@@ -279,3 +279,19 @@ def test_what_did_not_change_is_not_written(memfs: Mount, tmp_path: Path) -> Non
         assert image.stat().st_mtime_ns == before.st_mtime_ns
         three = take(memfs, target.pid, "three")  # and it is an image of the second now
         check(MEMFS, "copy", "--since", "two", three / name, image)
+
+
+def test_a_journal_that_another_user_has_planted_is_not_carried_out(memfs: Mount, tmp_path: Path) -> None:
+    with Target("private-full", directory=tmp_path) as target:
+        name = f"vmas/{memfs.vma(target.pid, target.mapping('private-full')).name}"
+        one = take(memfs, target.pid, "one")
+        image, planted = tmp_path / "image", tmp_path / ".image.memfs-journal"
+        check(MEMFS, "copy", one / name, image)
+        before = image.read_bytes()
+        planted.write_bytes(b"anything")
+        os.chown(planted, 65534, 65534)
+        said = complaint(run(MEMFS, "copy", one / name, image), 1)
+        assert "was written by uid 65534" in said
+        assert image.read_bytes() == before
+        planted.unlink()
+        check(MEMFS, "copy", one / name, image)
