@@ -135,6 +135,8 @@ make_venv() {
         state=
     elif [ -n "$state" ] && { [ "${state#* }" != "$identity" ] || newer_than_stamp pyproject.toml; }; then
         identity=
+        # Who set it up for the tests shall not find them gone.
+        case $state in test*) purpose=test ;; esac
     fi
     if [ -z "$identity" ]; then
         state=
