@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
     "options",
     multiple=True,
     metavar="OPT[,OPT...]",
-    help="splice=auto|on|off, low_latency=auto|off, log=FILE, snapshot_copy=SIZE, "
-    "snapshot_fallback=copy|off, core=full|filtered.",
+    help="splice=auto|on|off, passthrough=auto|off, low_latency=auto|off, log=FILE, "
+    "snapshot_copy=SIZE, snapshot_fallback=copy|off, core=full|filtered.",
 )
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 def command(foreground: bool, options: tuple[str, ...], mountpoint: Path) -> None:

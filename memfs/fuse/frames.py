@@ -13,6 +13,7 @@ class Opcode(enum.IntEnum):
     """``enum fuse_opcode``."""
 
     FORGET = 2
+    OPEN = 14
     READ = 15
     LISTXATTR = 23
     INIT = 26
@@ -169,9 +170,11 @@ def list_names_reply(unique: int, names: bytes, size: int) -> bytes:
 # struct fuse_init_in: major minor max_readahead flags flags2 …
 _INIT_IN = struct.Struct("=5I")
 # struct fuse_init_out: major minor max_readahead flags max_background:H congestion:H max_write time_gran
-# max_pages:H map_alignment:H flags2 …
-_INIT_OUT = struct.Struct("=4IHHIIHHI")
-_FLAGS, _FLAGS2 = 3, 10
+# max_pages:H map_alignment:H flags2 max_stack_depth …
+_INIT_OUT = struct.Struct("=4IHHIIHHII")
+_FLAGS, _FLAGS2, _STACK_DEPTH = 3, 10, 11
+# struct fuse_open_out: fh open_flags backing_id
+_OPEN_OUT = struct.Struct("=QIi")
 
 
 class InitFlag(enum.IntFlag):
@@ -182,6 +185,20 @@ class InitFlag(enum.IntFlag):
     INIT_EXT = 1 << 30
     DIRECT_IO_ALLOW_MMAP = 1 << 36
     """Linux 6.6: a file that was opened for direct I/O may be mapped shared."""
+    PASSTHROUGH = 1 << 37
+    """Linux 6.9: the kernel may read a file by itself."""
+
+
+class OpenFlag(enum.IntFlag):
+    """``FOPEN_*`` in the reply to OPEN."""
+
+    DIRECT_IO = 1 << 0
+    NOFLUSH = 1 << 5
+    """Linux 5.16: there is nothing to do at a close, so it need not wait for us."""
+    PASSTHROUGH = 1 << 7
+
+
+_WANTED = InitFlag.DIRECT_IO_ALLOW_MMAP | InitFlag.PASSTHROUGH
 
 
 def parse_init(frame: memoryview) -> int:
@@ -198,14 +215,33 @@ def unique_of_reply(reply: memoryview) -> int:
     return unique
 
 
-def amend_init_reply(reply: bytes, offered: int) -> bytes:
-    """libfuse's reply to INIT, with what libfuse does not know accepted where the kernel *offered* it."""
+def amend_init_reply(reply: bytes, offered: int, stack_depth: int) -> bytes:
+    """libfuse's reply to INIT, with what libfuse does not know accepted where the kernel *offered* it.
+
+    *stack_depth* is how many file systems may lie over one another; more than 0 accepts passthrough.
+    """
     amended = bytearray(reply)
     if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size:
         fields = list(_INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
         fields[_FLAGS] &= ~int(InitFlag.AUTO_INVAL_DATA)
-        if offered & InitFlag.DIRECT_IO_ALLOW_MMAP:
+        accepted = offered & (_WANTED if stack_depth else InitFlag.DIRECT_IO_ALLOW_MMAP)
+        if accepted:
             fields[_FLAGS] |= InitFlag.INIT_EXT
-            fields[_FLAGS2] |= InitFlag.DIRECT_IO_ALLOW_MMAP >> 32
+            fields[_FLAGS2] |= accepted >> 32
+        if accepted & InitFlag.PASSTHROUGH:
+            fields[_STACK_DEPTH] = stack_depth
         _INIT_OUT.pack_into(amended, OUT_HEADER_BYTES, *fields)
     return bytes(amended)
+
+
+def parse_open_reply(reply: memoryview) -> tuple[int, int] | None:
+    """The handle and the flags that a reply to OPEN gives; None where it is an error."""
+    if len(reply) < OUT_HEADER_BYTES + _OPEN_OUT.size:
+        return None
+    handle, flags, _ = _OPEN_OUT.unpack_from(reply, OUT_HEADER_BYTES)
+    return handle, flags
+
+
+def amend_open_reply(reply: memoryview, handle: int, flags: int, backing: int) -> None:
+    """Let a reply to OPEN say *flags* and the number of a registered file, 0 for none."""
+    _OPEN_OUT.pack_into(reply, OUT_HEADER_BYTES, handle, flags, backing)

@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 
 from memfs.errors import CannotMount
+from memfs.fuse.backing import Backings
 from memfs.fuse.handles import Handles
 from memfs.fuse.operations import Operations
 from memfs.fuse.options import MountOptions, SpliceMode
@@ -57,7 +58,8 @@ def _mount_and_serve(
 ) -> None:
     handles = Handles()
     tree = Tree(snapshots, full_cores=options.full_cores)
-    _mount(Operations(tree, handles), mountpoint)
+    backings = Backings(wanted=options.passthrough)
+    _mount(Operations(tree, handles, backings), mountpoint)
     unmount = True
     try:
         mount = mount_on(mountpoint)
@@ -65,7 +67,7 @@ def _mount_and_serve(
             raise CannotMount(f"{mountpoint} was unmounted at once")
         tree.own_device = snapshots.own_device = mount.device
         mounted()
-        unmount = trio.run(_serve_planes, mount.device, tree, handles, options)
+        unmount = trio.run(_serve_planes, mount.device, tree, handles, backings, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
@@ -93,7 +95,9 @@ def _mount(operations: Operations, mountpoint: Path) -> None:
         os.close(caught)
 
 
-async def _serve_planes(device: Device, tree: Tree, handles: Handles, options: MountOptions) -> bool:
+async def _serve_planes(
+    device: Device, tree: Tree, handles: Handles, backings: Backings, options: MountOptions
+) -> bool:
     """Run both planes; returns whether the mount still stands."""
     token = trio.lowlevel.current_trio_token()
     unmounted = False
@@ -112,7 +116,7 @@ async def _serve_planes(device: Device, tree: Tree, handles: Handles, options: M
     with contextlib.ExitStack() as stack:
         if latency is not None:
             stack.callback(latency.release)
-        switch = Switch(on_ready=lambda: _raise_readahead(device))
+        switch = Switch(backings, on_ready=lambda: _raise_readahead(device))
         plane = DataPlane(
             switch,
             handles,

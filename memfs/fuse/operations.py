@@ -23,12 +23,14 @@ import trio
 
 from memfs.errors import AccessDenied, CannotFreeze, MemfsError, TargetBusy, TooMany, errno_of
 from memfs.fuse.attributes import Attributes, Entry
+from memfs.fuse.backing import Backings
 from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Node
 from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
 from memfs.fuse.tree import Tree
+from memfs.image.source import Backing
 from memfs.linux.span import PAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -95,10 +97,11 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, handles: Handles) -> None:
+    def __init__(self, tree: Tree, handles: Handles, backings: Backings) -> None:
         super().__init__()
         self._tree = tree
         self._handles = handles
+        self._backings = backings
         self._threads = trio.CapacityLimiter(_THREADS)
         self._listings: dict[int, _Listing] = {}
         self._listing_numbers = itertools.count(1)
@@ -220,18 +223,26 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
         node = self._tree.inodes.node_of(inode)
-        file = await self._ask(self._open, node, inode, flags, ctx.pid)
+        file, backing = await self._ask(self._open, node, inode, flags, ctx.pid)
         number = self._handles.add(file)
+        try:
+            passed_through = self._backings.enter(inode, number, backing, direct=bool(flags & os.O_DIRECT))
+        except OSError:
+            self._handles.drop(number)
+            raise
+        if passed_through:
+            file.trail = None
         opened = self._opened.setdefault(inode, _Opened())
         opened.times += 1
         opened.mtime_ns = self._told.get(inode, time.time_ns())
         self._inode_of[number] = inode
         return pyfuse3.FileInfo(fh=number, direct_io=file.trail is None, keep_cache=False)
 
-    def _open(self, node: Node, inode: int, flags: int, caller: int) -> OpenFile:
+    def _open(self, node: Node, inode: int, flags: int, caller: int) -> tuple[OpenFile, Backing | None]:
         """Open the file *node*, and choose whether its reader goes through the page cache."""
         source = self._tree.open(node)
         try:
+            backing = source.backing()
             command = read_command(caller)
             uses_cache = (
                 not flags & os.O_DIRECT and self._habits.reads_little(command) and source.may_be_cached()
@@ -240,7 +251,7 @@ class Operations(pyfuse3.Operations):
             source.close()
             raise
         trail = CacheTrail(inode) if uses_cache else None
-        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache), trail)
+        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache), trail), backing
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty."""
@@ -248,6 +259,7 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         counter = self._handles.drop(fh)
         inode = self._inode_of.pop(fh)
+        self._backings.leave(inode, fh)
         self._opened[inode].times -= 1
         if not self._opened[inode].times:
             del self._opened[inode]

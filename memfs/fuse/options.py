@@ -26,6 +26,7 @@ class MountOptions:
     Attributes:
         log_file: where the daemon logs; None for syslog, or stderr in the foreground.
         low_latency: whether CPUs may be kept from sleeping while reads flow.
+        passthrough: whether the kernel may read shared memory by itself.
         snapshot_copy_bytes: the most that is copied while a process is stopped for a snapshot.
         snapshot_fallback: whether a process that cannot be forked may be copied as a whole.
         full_cores: whether core files have all that can be read, whatever the process asks for.
@@ -34,6 +35,7 @@ class MountOptions:
     splice: SpliceMode = SpliceMode.AUTO
     log_file: Path | None = None
     low_latency: bool = True
+    passthrough: bool = True
     snapshot_copy_bytes: int = DEFAULT_COPY_BYTES
     snapshot_fallback: bool = False
     full_cores: bool = False
@@ -71,6 +73,7 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
         splice=SpliceMode(values.get("splice", SpliceMode.AUTO.value)),
         log_file=log_file,
         low_latency=values.get("low_latency", "auto") == "auto",
+        passthrough=values.get("passthrough", "auto") == "auto",
         snapshot_copy_bytes=_parse_size(values.get("snapshot_copy")),
         snapshot_fallback=values.get("snapshot_fallback") == "copy",
         full_cores=values.get("core") == "full",
@@ -96,6 +99,7 @@ def _parse_size(text: str | None) -> int:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "splice": tuple(mode.value for mode in SpliceMode),
     "low_latency": ("auto", "off"),
+    "passthrough": ("auto", "off"),
     "log": (),
     "snapshot_copy": (),
     "snapshot_fallback": ("copy", "off"),
@@ -104,6 +108,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _USAGE_BY_NAME = {
     "splice": "splice=auto|on|off",
     "low_latency": "low_latency=auto|off",
+    "passthrough": "passthrough=auto|off",
     "log": "log=FILE",
     "snapshot_copy": "snapshot_copy=SIZE",
     "snapshot_fallback": "snapshot_fallback=copy|off",

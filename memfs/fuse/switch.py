@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from memfs.errors import MemfsError
 from memfs.fuse import frames
+from memfs.fuse.backing import STACK_DEPTH, Backings
 from memfs.linux.pipe import Pipe
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class Switch:
         device: the real /dev/fuse, for the data plane to read.
     """
 
-    def __init__(self, on_ready: Callable[[], None]) -> None:
+    def __init__(self, backings: Backings, on_ready: Callable[[], None]) -> None:
         """Take the device over; *on_ready* is called from a thread when INIT has been answered."""
+        self._backings = backings
         self._on_ready = on_ready
         session = find_session_descriptor()
         self.device = os.dup(session)
@@ -80,6 +82,7 @@ class Switch:
         self._waiting: deque[tuple[int, int, bytes]] = deque()
         self._offered = 0
         self._init_unique = 0
+        self._opens: set[int] = set()
         self._pump = threading.Thread(target=self._pump_replies, name="memfs-replies", daemon=True)
 
     def start(self) -> None:
@@ -95,15 +98,22 @@ class Switch:
         elif head.opcode == frames.Opcode.INIT:
             self._offered = frames.parse_init(frame)
             self._init_unique = head.unique
+        elif head.opcode == frames.Opcode.OPEN:
+            self._opens.add(head.unique)
         elif head.opcode == frames.Opcode.INTERRUPT:  # has no reply
-            self._ours.send(frame)
+            self._hand_over(frame)
             return
         with self._lock:
             if self._waiting or room > self._room:
                 self._waiting.append((head.unique, room, bytes(frame)))
                 return
             self._take(head.unique, room)
-        self._ours.send(frame)
+        self._hand_over(frame)
+
+    def _hand_over(self, frame: memoryview | bytes) -> None:
+        # Broken: libfuse has ended and the kernel does not know yet. It will, and end the request.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._ours.send(frame)
 
     def _take(self, unique: int, room: int) -> None:
         self._room -= room
@@ -119,7 +129,7 @@ class Switch:
                 self._take(waiting, room)
                 ready.append(frame)
         for frame in ready:
-            self._ours.send(frame)
+            self._hand_over(frame)
 
     def _pump_replies(self) -> None:
         buffer = bytearray(_REPLY_BYTES)
@@ -132,12 +142,28 @@ class Switch:
             try:
                 if is_init:
                     self._init_unique = 0
-                    self.reply(frames.amend_init_reply(reply.tobytes(), self._offered))
-                    self._on_ready()
-                else:
-                    self.reply(reply)
+                    self._accept(reply.tobytes())
+                    continue
+                if unique in self._opens:
+                    self._opens.remove(unique)
+                    self._amend_open(reply)
+                self.reply(reply)
             except OSError as error:
                 log.error("the kernel refused a reply of libfuse: %s", error)
+
+    def _accept(self, reply: bytes) -> None:
+        self.reply(frames.amend_init_reply(reply, self._offered, STACK_DEPTH))
+        if self._offered & frames.InitFlag.PASSTHROUGH:
+            self._backings.accept(self.device)
+        self._on_ready()
+
+    def _amend_open(self, reply: memoryview) -> None:
+        """Name the file that the kernel shall read by itself, if there is one; and ask for no FLUSH."""
+        opened = frames.parse_open_reply(reply)
+        if opened is not None:
+            handle, flags = opened
+            flags, backing = self._backings.of_handle(handle) or (flags, 0)
+            frames.amend_open_reply(reply, handle, flags | frames.OpenFlag.NOFLUSH, backing)
 
     def reply(self, frame: memoryview | bytes) -> None:
         """Write a whole reply to the device. One to a request that is no more goes nowhere.

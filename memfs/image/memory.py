@@ -14,8 +14,9 @@ import threading
 import time
 
 from memfs.errors import RangeUnmapped
-from memfs.image.source import Piece, Source, Workspace
+from memfs.image.source import Backing, Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
+from memfs.linux.pipe import can_splice
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.space import Space, unmapped
@@ -57,6 +58,25 @@ class Memory(Source):
 
     def may_be_cached(self) -> bool:
         return not self._space.is_fetched(self._span)
+
+    def backing(self) -> Backing | None:
+        """The object, where the process maps it shared, from its first byte on, and runs.
+
+        A private mapping has none: the process may write to a page at any time, which is its own then.
+        Where a userfaultfd supplies pages, those that are not in the object yet are no zeros.
+        """
+        if self._flat or not self._space.waits:
+            return None
+        regions = list(self._layout.over(self._span))
+        if len(regions) != 1 or regions[0].kind is not Kind.SHARED or regions[0].span != self._span:
+            return None
+        region = regions[0]
+        fd = self._object(region) if not region.mapping.offset else -1
+        if fd < 0:
+            return None
+        found = os.fstat(fd)
+        exact = found.st_size == self._span.size and not self._space.is_fetched(self._span) and can_splice(fd)
+        return Backing(fd, (found.st_dev, found.st_ino), self._span.size, exact)
 
     # Reading
 

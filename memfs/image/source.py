@@ -42,6 +42,22 @@ class Piece(NamedTuple):
     cached: bool
 
 
+class Backing(NamedTuple):
+    """A file that a source shows from its first byte on.
+
+    Attributes:
+        fd: a descriptor of it, the source's.
+        object: what tells it from all other files: its device and inode number.
+        size_bytes: how much of it the source shows.
+        exact: whether it has the source's bytes and no others at this moment, and can be spliced.
+    """
+
+    fd: int
+    object: tuple[int, int]
+    size_bytes: int
+    exact: bool
+
+
 class Workspace:
     """What one thread needs to carry bytes: a buffer, a pipe, a scanner. Made once, used for each read.
 
@@ -133,6 +149,10 @@ class Source(abc.ABC):
     def may_be_cached(self) -> bool:
         """Whether a read can be trusted to end, so that pages of a cache may wait for it."""
         return True
+
+    def backing(self) -> Backing | None:
+        """The file whose bytes these are, for someone else to read; None where there is no such one."""
+        return None
 
     def clip(self, offset: int, size: int) -> Span:
         """The part of *size* bytes at *offset* that the source has."""

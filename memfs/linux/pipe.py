@@ -42,6 +42,21 @@ class Pipe:
             os.close(fd)
 
 
+def can_splice(fd: int) -> bool:
+    """Whether the file system of the regular file *fd* knows splice(2): hugetlbfs does not.
+
+    Asked for what lies behind the end, so that nothing has to be read.
+    """
+    reader, writer = os.pipe()
+    try:
+        return os.splice(fd, writer, 1, offset_src=os.fstat(fd).st_size) == 0
+    except OSError:
+        return False
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def grow(fd: int, wanted_bytes: int) -> int:
     """Make the pipe as large as it may be, up to *wanted_bytes*; returns its size in bytes.
 

@@ -22,6 +22,7 @@ PARSERS = (
     frames.parse_init,
 )
 DIRECT_IO_ALLOW_MMAP = 1 << 36
+PASSTHROUGH = 1 << 37
 AUTO_INVAL_DATA = 1 << 12
 
 
@@ -110,25 +111,37 @@ def test_init_offers_both_words_of_flags_where_the_second_counts(low: int, high:
     assert frames.parse_init(request(26, 1, struct.pack("<4I", 7, 31, 1 << 20, low))) == low
 
 
-def init_reply(flags: int, flags2: int) -> bytes:
+def init_reply(flags: int, flags2: int, stack_depth: int = 0) -> bytes:
     """struct fuse_out_header and the 64 bytes of struct fuse_init_out."""
-    fields = (7, 45, 1 << 20, flags, 12, 9, 1 << 20, 1, 256, 0, flags2)
-    return struct.pack("<IiQ", 80, 0, 1) + struct.pack("<4IHHIIHHI", *fields) + bytes(28)
+    fields = (7, 45, 1 << 20, flags, 12, 9, 1 << 20, 1, 256, 0, flags2, stack_depth)
+    return struct.pack("<IiQ", 80, 0, 1) + struct.pack("<4IHHIIHHII", *fields) + bytes(24)
 
 
-@given(U32, U32, st.integers(0, (1 << 64) - 1))
+@given(U32, U32, st.integers(0, (1 << 64) - 1), st.integers(0, 2))
 def test_the_init_reply_accepts_what_the_kernel_offered_and_no_cache_that_mtime_empties(
-    flags: int, flags2: int, offered: int
+    flags: int, flags2: int, offered: int, stack_depth: int
 ) -> None:
     reply = init_reply(flags, flags2)
-    amended = frames.amend_init_reply(reply, offered)
+    amended = frames.amend_init_reply(reply, offered, stack_depth)
     flags &= ~AUTO_INVAL_DATA
-    if offered & DIRECT_IO_ALLOW_MMAP:
-        assert amended == init_reply(flags | 1 << 30, flags2 | 1 << 4)
-    else:
-        assert amended == init_reply(flags, flags2)
+    maps = bool(offered & DIRECT_IO_ALLOW_MMAP)
+    passes = bool(offered & PASSTHROUGH and stack_depth)
+    assert amended == init_reply(
+        flags | (maps or passes) << 30, flags2 | maps << 4 | passes << 5, stack_depth if passes else 0
+    )
 
 
 def test_a_refusal_of_init_stays_as_it_is() -> None:
     refusal = struct.pack("<IiQ", 16, -71, 1)
-    assert frames.amend_init_reply(refusal, DIRECT_IO_ALLOW_MMAP) == refusal
+    assert frames.amend_init_reply(refusal, DIRECT_IO_ALLOW_MMAP, 2) == refusal
+
+
+@given(U64, U32, U32, st.integers(0, (1 << 31) - 1))
+def test_the_reply_to_an_open_can_name_a_registered_file(
+    handle: int, flags: int, other_flags: int, backing: int
+) -> None:
+    reply = bytearray(struct.pack("<IiQQII", 32, 0, 9, handle, flags, 0))
+    assert frames.parse_open_reply(memoryview(reply)) == (handle, flags)
+    frames.amend_open_reply(memoryview(reply), handle, other_flags, backing)
+    assert reply == struct.pack("<IiQQIi", 32, 0, 9, handle, other_flags, backing)
+    assert frames.parse_open_reply(memoryview(frames.error_reply(9, 13))) is None
