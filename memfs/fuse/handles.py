@@ -1,14 +1,15 @@
 """The table of open files: the one place where control plane and data plane meet.
 
 The control plane adds a file at OPEN and drops it at RELEASE; the data plane looks it up at READ.
-The kernel sends RELEASE only when no READ of that file is under way, but for one: a READ that was
-interrupted has been answered, and its thread may still be stuck in it. So a file is closed by
-whoever leaves it last.
+The kernel sends RELEASE only when no READ of that file is under way. But a READ that was interrupted
+has been answered, and its thread may still be stuck in it; and someone may be reading ahead. So a file
+is closed by whoever leaves it last.
 """
 
 import itertools
 import threading
 
+from memfs.fuse.ahead import Trace
 from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter
 from memfs.image.source import Source
@@ -21,36 +22,44 @@ class OpenFile:
         source: its bytes.
         counter: how it is read.
         trail: what its reader leaves in the page cache; None where he reads directly.
+        fresh: whether each read shall see what is there at that moment.
+        trace: how it is read, for who reads ahead; None until someone does.
     """
 
-    __slots__ = ("_lock", "_released", "_stuck", "counter", "source", "trail")
+    __slots__ = ("_held", "_lock", "_released", "counter", "fresh", "source", "trace", "trail")
 
-    def __init__(self, source: Source, counter: ReadCounter, trail: CacheTrail | None = None) -> None:
+    def __init__(
+        self, source: Source, counter: ReadCounter, trail: CacheTrail | None = None, *, fresh: bool = False
+    ) -> None:
         self.source = source
         self.counter = counter
         self.trail = trail
+        self.fresh = fresh
+        self.trace: Trace | None = None
         self._lock = threading.Lock()
-        self._stuck = 0
+        self._held = 0
         self._released = False
 
-    def enter_stuck(self) -> None:
-        """A thread is answered for, but still reads."""
+    def hold(self) -> None:
+        """A thread uses it, with or without a READ that waits for an answer."""
         with self._lock:
-            self._stuck += 1
+            self._held += 1
 
-    def leave_stuck(self) -> None:
-        """That thread came back."""
+    def let_go(self) -> None:
+        """That thread is done with it."""
         with self._lock:
-            self._stuck -= 1
-            last = self._released and not self._stuck
+            self._held -= 1
+            last = self._released and not self._held
         if last:
             self.source.close()
 
     def release(self) -> None:
         """No one will ask for it again."""
+        if self.trace is not None:
+            self.trace.close()
         with self._lock:
             self._released = True
-            last = not self._stuck
+            last = not self._held
         if last:
             self.source.close()
 

@@ -251,7 +251,8 @@ class Operations(pyfuse3.Operations):
             source.close()
             raise
         trail = CacheTrail(inode) if uses_cache else None
-        return OpenFile(source, ReadCounter(command, uses_cache=uses_cache), trail), backing
+        counter = ReadCounter(command, uses_cache=uses_cache)
+        return OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT)), backing
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty."""

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from memfs.errors import MemfsError, errno_of
 from memfs.fuse import frames
+from memfs.fuse.ahead import LookAhead, Trace
 from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.options import SpliceMode
@@ -75,11 +76,13 @@ class DataPlane:
         self._spare: list[_Server] = []
         self._traffic = threading.Event()
         self.dropper = CacheDropper(switch)
+        self.ahead = LookAhead()
         self.leader = self._add_server()
 
     def start(self) -> None:
         """Begin to serve."""
         self.dropper.start()
+        self.ahead.start()
         threading.Thread(target=self._watch, name="memfs-watch", daemon=True).start()
         self.leader.start()
 
@@ -200,7 +203,7 @@ class _Server:
             if self.unique != unique or self._given_up or self._file is None:
                 return False
             self._given_up = True
-            self._file.enter_stuck()
+            self._file.hold()
             return True
 
     def _run(self) -> None:
@@ -285,10 +288,9 @@ class _Server:
             self._file = None
             stuck, self._given_up = self._given_up, False
         if stuck:
-            file.leave_stuck()
+            file.let_go()
 
     def _read(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
-        workspace = self._workspace
         file.counter.note(size)
         if file.trail is not None:
             behind = file.trail.advance(offset)
@@ -299,6 +301,28 @@ class _Server:
             with contextlib.suppress(CannotSplice):
                 self._splice(file, unique, offset, size)
                 return
+        trace = file.trace
+        if trace is None:
+            if file.fresh and not file.source.keeps:
+                self._copy(file, unique, offset, size)
+                return
+            trace = file.trace = Trace(self._plane.ahead, file)
+        if not trace.enter():
+            self._copy(file, unique, offset, size)
+            return
+        try:
+            size = min(size, max(0, file.source.size_bytes - offset))
+            whole = trace.advance(offset, size)
+            if whole is None:
+                self._copy(file, unique, offset, size)
+                return
+            frames.pack_reply_head(whole, _HEAD_AT, unique, size)
+            self._plane.switch.reply(whole[_HEAD_AT:])
+        finally:
+            trace.leave()
+
+    def _copy(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
+        workspace = self._workspace
         size = file.source.read_into(offset, workspace.data[:size], workspace)
         frames.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
         self._plane.switch.reply(workspace.whole[_HEAD_AT : HEADER_ROOM + size])

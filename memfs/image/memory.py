@@ -38,14 +38,14 @@ class Memory(Source):
         """Show the addresses of *span*; where nothing is mapped, a *flat* source has holes."""
         self.size_bytes = span.size
         self.has_cached_pages = any(r.kind in _IN_PAGE_CACHE for r in layout.over(span))
+        self.keeps = not space.waits and not self.has_cached_pages
         self._space = space
         self._layout = layout
         self._span = span
         self._flat = flat
         self._objects: dict[tuple[tuple[int, int], int], int] = {}
         self._opening = threading.Lock()
-        self._touched = Span(0, 0)
-        self._touched_until = 0.0
+        self._touched = Span(0, 0), 0.0
         self._dense_up_to = -1
 
     def close(self) -> None:
@@ -84,8 +84,8 @@ class Memory(Source):
         # The way of nearly every READ of private memory: what is known to be there is just read.
         start = offset + self._span.start
         size = len(view)
-        touched = self._touched
-        if touched.start <= start and start + size <= touched.end and time.monotonic() < self._touched_until:
+        touched, until = self._touched  # both at once: several threads may read
+        if touched.start <= start and start + size <= touched.end and time.monotonic() < until:
             try:
                 whole = os.preadv(self._space.mem, (view,), start) == size
             except OSError:
@@ -93,6 +93,15 @@ class Memory(Source):
             if whole:
                 return size
         return super().read_into(offset, view, workspace)
+
+    def still_there(self, offset: int, size: int) -> bool:
+        start = offset + self._span.start
+        if start not in self._touched[0]:
+            return self._still_mapped(Span(start, start + size))
+        try:
+            return bool(os.pread(self._space.mem, 1, start))
+        except OSError:
+            return False
 
     def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
         wanted = span.moved(self._span.start)
@@ -149,8 +158,7 @@ class Memory(Source):
         runs = list(self._space.pages(reach.page_aligned(), scanner))
         first = runs[0] if runs else None
         if first is not None and first.held and first.span.start <= part.start and part.end <= first.span.end:
-            self._touched_until = time.monotonic() + _TOUCHED_S
-            self._touched = first.span
+            self._touched = first.span, time.monotonic() + _TOUCHED_S
             self._dense_up_to = first.span.end
             found.append(self._memory(part))
         elif any(not run.held for run in runs) and self._space.is_fetched(part):

@@ -58,26 +58,40 @@ class Backing(NamedTuple):
     exact: bool
 
 
+class Buffer:
+    """Page-aligned memory of our own for one read.
+
+    Attributes:
+        whole: :data:`HEADER_ROOM` and then MAX_READ_BYTES of data.
+        data: the data part of it, which begins at *data_address*.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 2 * _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # In one huge page the kernel finds the buffer's pages at once: 10 % at 1 MiB.
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        address = address_of(self._memory)
+        begin = -address % _HUGE_PAGE_BYTES
+        self.whole = memoryview(self._memory)[begin : begin + HEADER_ROOM + MAX_READ_BYTES]
+        self.data = self.whole[HEADER_ROOM:]
+        self.data_address = address + begin + HEADER_ROOM
+
+
 class Workspace:
     """What one thread needs to carry bytes: a buffer, a pipe, a scanner. Made once, used for each read.
 
     Attributes:
-        whole: page-aligned memory of our own, :data:`HEADER_ROOM` and then MAX_READ_BYTES of data.
-        data: the data part of it.
+        whole, data, data_address: those of its buffer.
         zeros: as many bytes that are never written, so that the kernel's zero page backs them all.
     """
 
     def __init__(self) -> None:
-        self._buffer = mmap.mmap(-1, 2 * _HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # In one huge page the kernel finds the buffer's pages at once: 10 % at 1 MiB.
-        self._buffer.madvise(mmap.MADV_HUGEPAGE)
-        address = address_of(self._buffer)
-        begin = -address % _HUGE_PAGE_BYTES
+        buffer = Buffer()
         self._zeros = mmap.mmap(-1, MAX_READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.whole = memoryview(self._buffer)[begin : begin + HEADER_ROOM + MAX_READ_BYTES]
-        self.data = self.whole[HEADER_ROOM:]
+        self.whole = buffer.whole
+        self.data = buffer.data
+        self.data_address = buffer.data_address
         self.zeros = memoryview(self._zeros).toreadonly()
-        self.data_address = address + begin + HEADER_ROOM
         self.zeros_address = address_of(self._zeros)
         self.scanner = Scanner()
         self.vmsplice = Vmsplice(MAX_READ_BYTES // PAGE_BYTES + 1)
@@ -103,10 +117,12 @@ class Source(abc.ABC):
     Attributes:
         size_bytes: how many there are.
         has_cached_pages: whether some of them lie in a page cache, so that a pipe saves a copy.
+        keeps: whether they never change.
     """
 
     size_bytes: int
     has_cached_pages: bool
+    keeps: bool = False
 
     @abc.abstractmethod
     def pieces(self, span: Span, workspace: Workspace) -> list[Piece]:
@@ -153,6 +169,10 @@ class Source(abc.ABC):
     def backing(self) -> Backing | None:
         """The file whose bytes these are, for someone else to read; None where there is no such one."""
         return None
+
+    def still_there(self, offset: int, size: int) -> bool:  # noqa: ARG002 for those that can tell
+        """Whether bytes that were read a moment ago have not gone since."""
+        return True
 
     def clip(self, offset: int, size: int) -> Span:
         """The part of *size* bytes at *offset* that the source has."""

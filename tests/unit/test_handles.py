@@ -40,12 +40,12 @@ def test_a_file_with_stuck_readers_is_closed_by_the_last_who_leaves() -> None:
     number = handles.add(opened(text))
     file = handles.get(number)
     assert file is not None
-    file.enter_stuck()
-    file.enter_stuck()
+    file.hold()
+    file.hold()
     handles.drop(number)
-    file.leave_stuck()
+    file.let_go()
     assert not text.is_closed()
-    file.leave_stuck()
+    file.let_go()
     assert text.is_closed()
 
 
@@ -54,8 +54,8 @@ def test_a_reader_that_comes_back_before_the_release_leaves_the_file_open() -> N
     number = handles.add(opened(text))
     file = handles.get(number)
     assert file is not None
-    file.enter_stuck()
-    file.leave_stuck()
+    file.hold()
+    file.let_go()
     assert not text.is_closed()
     handles.drop(number)
     assert text.is_closed()
