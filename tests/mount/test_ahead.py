@@ -1,4 +1,4 @@
-"""Long reads in order, for which the daemon reads ahead: what it holds never shows what should not be seen."""
+"""Long reads in order, ahead of which the daemon reads: what it holds never shows what should not be seen."""
 
 import errno
 import os
