@@ -31,6 +31,10 @@ _FIRST_READS = 2
 """What must have been read in order before anything is read ahead."""
 _FIRST_PAUSE_BYTES = 8 << 20
 """For how long nothing is read ahead for one who came too late for what was; doubled each time."""
+_ALONE_S = 0.005
+"""Readers who come after each other faster than this are there at once."""
+_CROWD_S = 0.05
+_BULK_BYTES = 1 << 17
 _MOST_BUFFERS = 16
 _PATIENCE_S = 0.02
 
@@ -85,11 +89,40 @@ class LookAhead:
         self._wanted: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         self._free: list[Buffer] = []
         self._made = 0
+        self._latest: Trace | None = None
+        self._latest_s = 0.0
+        self._crowd_until = 0.0
+        self._bulk_until = 0.0
         self._workspace = Workspace()
 
     def start(self) -> None:
         """Begin to work."""
         threading.Thread(target=self._run, name="memfs-ahead", daemon=True).start()
+
+    @property
+    def serves_bulk(self) -> bool:
+        """Whether several readers read large pieces at once."""
+        return time.monotonic() < self._bulk_until
+
+    def is_alone(self, trace: "Trace", size: int) -> bool:
+        """Whether the reader of *trace*, who asks for *size* bytes now, is the only one at the moment.
+
+        Where there are several, one of them is always being served: to read ahead would take its turn.
+        """
+        now = time.monotonic()
+        if trace is not self._latest:
+            if self._latest is not None and now - self._latest_s < _ALONE_S:
+                self._crowd_until = now + _CROWD_S
+                if size >= _BULK_BYTES:
+                    self._bulk_until = self._crowd_until
+            self._latest = trace
+        self._latest_s = now
+        return now >= self._crowd_until
+
+    def left(self, trace: "Trace") -> None:
+        """Its reader has gone."""
+        if self._latest is trace:
+            self._latest = None
 
     def order(self, file: File, start: int, end: int, *, is_trusted: bool) -> _Chunk | None:
         """Have a stretch of *file* read; None where there is no buffer for it."""
@@ -196,6 +229,7 @@ class Trace:
     def close(self) -> None:
         """Drop everything, now or when the thread that uses it is done: the file is closed."""
         self._closed = True
+        self._ahead.left(self)
         if self.enter():
             self._forget()
             self._used.release()
@@ -229,7 +263,13 @@ class Trace:
                 found = chunk.buffer.whole[at : HEADER_ROOM + at + size]
             else:
                 self._forget()
-        if self._reads >= _FIRST_READS and self._bytes >= _FIRST_BYTES and offset >= self._resume_at:
+        alone = self._ahead.is_alone(self, size)
+        if (
+            alone
+            and self._reads >= _FIRST_READS
+            and self._bytes >= _FIRST_BYTES
+            and offset >= self._resume_at
+        ):
             self._order_more(offset + size)
         return found
 

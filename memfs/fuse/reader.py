@@ -3,10 +3,11 @@
 It knows open files by number and nothing of the tree. LISTXATTR it answers too: that takes no look at
 the process, and newer ls asks it three times for each file that it lists.
 
-One thread does it all, since a second one would only fight with it for the interpreter's lock. But a
-page fault in a target can last for ever (a userfaultfd that no one serves, a file on a dead server). So
-a watch looks on, and when the thread has been in one request for a while, another takes its place at
-the device; the first answers when it comes back, and then waits until it is needed again.
+One thread does it all, since a second one would only fight with it for the interpreter's lock; but
+where several readers read large pieces at once, two threads copy for them, and seldom need the lock.
+And a page fault in a target can last for ever (a userfaultfd that no one serves, a file on a dead
+server). So a watch looks on, and when the thread has been in one request for a while, another takes its
+place at the device; the first answers when it comes back, and then waits until it is needed again.
 """
 
 import contextlib
@@ -78,6 +79,7 @@ class DataPlane:
         self.dropper = CacheDropper(switch)
         self.ahead = LookAhead()
         self.leader = self._add_server()
+        self.second: _Server | None = None
 
     def start(self) -> None:
         """Begin to serve."""
@@ -123,6 +125,10 @@ class DataPlane:
                 self._traffic.wait()
                 self._traffic.clear()
             time.sleep(_TICK_S)
+            if self.ahead.serves_bulk:
+                self._add_second()
+            else:
+                self.second = None
             leader = self.leader
             now = (leader, leader.requests)
             if leader.busy and now == seen:
@@ -151,14 +157,22 @@ class DataPlane:
                 log.info("CPUs are not kept awake while reads flow: %s", error)
                 self._latency = None
 
-    def _replace_leader(self) -> None:
+    def _add_second(self) -> None:
+        """Let another thread serve beside the leader."""
+        if self.second is None and (server := self._take_server()) is not None:
+            self.second = server
+            server.start()
+
+    def _take_server(self) -> "_Server | None":
         with self._lock:
             if self._spare:
-                server = self._spare.pop()
-            elif len(self._servers) < _MOST_THREADS:
-                server = self._add_server()
-            else:
-                return
+                return self._spare.pop()
+            return self._add_server() if len(self._servers) < _MOST_THREADS else None
+
+    def _replace_leader(self) -> None:
+        server = self._take_server()
+        if server is None:
+            return
         log.debug("request %d takes long: %s takes over", self.leader.unique, server.name)
         self.leader = server
         server.start()
@@ -213,7 +227,7 @@ class _Server:
         while True:
             self._turn.wait()
             self._turn.clear()
-            while plane.leader is self:
+            while plane.leader is self or plane.second is self:
                 try:
                     length = os.readv(device, room)
                 except OSError as error:

@@ -85,13 +85,9 @@ class Memory(Source):
         start = offset + self._span.start
         size = len(view)
         touched, until = self._touched  # both at once: several threads may read
-        if touched.start <= start and start + size <= touched.end and time.monotonic() < until:
-            try:
-                whole = os.preadv(self._space.mem, (view,), start) == size
-            except OSError:
-                whole = False
-            if whole:
-                return size
+        known = touched.start <= start and start + size <= touched.end and time.monotonic() < until
+        if known and self._space.read_present(start, view):
+            return size
         return super().read_into(offset, view, workspace)
 
     def still_there(self, offset: int, size: int) -> bool:

@@ -89,6 +89,13 @@ class Space(abc.ABC):
         """How much of *region*, which is Kind.COPIED, was copied from its start; the rest cannot be read."""
         return region.span.size
 
+    def read_present(self, address: int, view: memoryview) -> bool:
+        """Copy pages that are known to be there; False where *view* must be filled in some other way."""
+        try:
+            return os.preadv(self.mem, (view,), address) == len(view)
+        except OSError:
+            return False
+
     @abc.abstractmethod
     def open_backing(self, mapping: Mapping) -> int:
         """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.

@@ -160,6 +160,26 @@ def run(
         return Finished(seconds, moved, output.read() if output is not None else b"")
 
 
+def run_together(argvs: Sequence[Argv]) -> float:
+    """Run commands at once, each to /dev/null; returns the seconds until the last has ended.
+
+    Raises:
+        CommandFailed: one ended with another status than 0.
+    """
+    with contextlib.ExitStack() as stack:
+        begun = time.perf_counter()
+        commands = [
+            stack.enter_context(Command(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            for argv in argvs
+        ]
+        for command in commands:
+            command.wait(time.monotonic() + _LONGEST_S)
+        seconds = time.perf_counter() - begun
+        for command in commands:
+            command.check()
+        return seconds
+
+
 def expect(what: str, found: int, lowest: int, highest: int | None = None) -> None:
     """See that *found* is *lowest*, or lies between the two.
 

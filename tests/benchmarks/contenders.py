@@ -4,27 +4,34 @@ A tool is fed by a file (of memfs, or of the pyfuse3 peer), or by dd from /proc/
 definition of each tool serves all of its contenders.
 """
 
+import contextlib
+import fcntl
+import mmap
 import os
 import random
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import attrs
-from commands import Argv, Command, CommandFailed, Finished, expect, run
+from commands import Argv, Command, CommandFailed, Finished, expect, run, run_together
 from lab import Lab, Memory
 from results import Sample
+from target import MIB
 from vm_readv import RemoteReader
 
 _READV_BYTES = 256 << 10
 """The fastest size of a piece; larger ones leave the processor's cache."""
 _STARTUP_BYTES = 256 << 10
 """What a program may read of libraries and configuration besides its input."""
+_MOST_CORE_BYTES = 256 << 20
+"""What a core file of a Python program may have besides the memory in question."""
 _LISTEN_S = 10
 _DD_BYTES = 1 << 20
 _GONE_OR_DENIED = re.compile(
@@ -38,10 +45,15 @@ It looks at a directory again after it has opened it, and takes two in which it 
 
 @attrs.frozen
 class Contender:
-    """Something that can be run again and again, and its name in the table."""
+    """Something that can be run again and again, and its name in the table.
+
+    Attributes:
+        rounds: how often at most, for what takes very long; it is not run before it is measured then.
+    """
 
     name: str
     run: Callable[[], Sample]
+    rounds: int | None = None
 
 
 @attrs.frozen
@@ -109,6 +121,142 @@ def dd(block_bytes: int, *, direct: bool = False) -> Tool:
         return feed.sample(done.seconds)
 
     return tool
+
+
+def read_together(lab: Lab, parts: Sequence[tuple[Feed, int, int]], block_bytes: int) -> Sample:  # noqa: ARG001
+    """Several dd at once, each of a stretch of its feed: how much they read together."""
+    argvs = [_dd_part_argv(feed, start, size, block_bytes) for feed, start, size in parts]
+    seconds = run_together(argvs)
+    return Sample(seconds, sum(size for _, _, size in parts))
+
+
+def _dd_part_argv(feed: Feed, start: int, size: int, block_bytes: int) -> list[str | Path]:
+    file: Path | str = feed.file if feed.file is not None else f"/proc/{feed.memory.pid}/mem"
+    skipped = start if feed.file is not None else start + feed.memory.start
+    return [
+        "dd", f"if={file}", "of=/dev/null", f"bs={block_bytes}", "status=none",
+        f"skip={skipped}", f"count={size}", "iflag=skip_bytes,count_bytes",
+    ]  # fmt: skip
+
+
+def spliced(lab: Lab, feed: Feed) -> Sample:  # noqa: ARG001 as all tools
+    """Into a pipe, which is emptied without a look at what is in it: splice(2) of the file, or dd."""
+    with contextlib.ExitStack() as stack:
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, MIB)
+        null = stack.enter_context(open(os.devnull, "wb")).fileno()
+        begun = time.perf_counter()
+        moved = 0
+        if feed.file is not None:
+            source = stack.enter_context(open(feed.file, "rb")).fileno()
+            while got := os.splice(source, writer, MIB):
+                moved += got
+                while got:
+                    got -= os.splice(reader, null, got)
+            os.close(writer)
+        else:
+            dd_process = stack.enter_context(subprocess.Popen(dd_argv(feed, _DD_BYTES), stdout=writer))
+            os.close(writer)
+            while got := os.splice(reader, null, MIB):
+                moved += got
+            dd_process.wait()
+        seconds = time.perf_counter() - begun
+    expect("bytes that came through the pipe", moved, feed.memory.size_bytes)
+    return feed.sample(seconds)
+
+
+def sent(lab: Lab, feed: Feed) -> Sample:  # noqa: ARG001 as all tools
+    """To a TCP socket on loopback, whose other end throws it away unseen: sendfile(2) of the file, or dd."""
+    size = feed.memory.size_bytes
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sender = stack.enter_context(socket.create_connection(listener.getsockname()))
+        receiver = stack.enter_context(listener.accept()[0])
+        received: list[int] = []
+        sink = threading.Thread(target=lambda: received.append(_discard(receiver)))
+        begun = time.perf_counter()
+        sink.start()
+        if feed.file is not None:
+            source = stack.enter_context(open(feed.file, "rb")).fileno()
+            while os.sendfile(sender.fileno(), source, None, size):
+                pass
+        else:
+            subprocess.run(dd_argv(feed, _DD_BYTES), stdout=sender.fileno(), check=True)
+        sender.shutdown(socket.SHUT_WR)
+        sink.join()
+        seconds = time.perf_counter() - begun
+    expect("bytes that came through the socket", received[0], size)
+    return feed.sample(seconds)
+
+
+def _discard(receiver: socket.socket) -> int:
+    """Take all that comes: with MSG_TRUNC TCP does not even copy it (tcp(7))."""
+    room = bytearray(MIB)
+    total = 0
+    while got := receiver.recv_into(room, MIB, socket.MSG_TRUNC):
+        total += got
+    return total
+
+
+def sparse_dd(lab: Lab, feed: Feed) -> Sample:
+    """dd of /proc/PID/mem, which leaves out what is zero in its copy."""
+    copied = lab.scratch / "copy"
+    try:
+        done = run([*dd_argv(feed, _DD_BYTES), f"of={copied}", "conv=sparse"])
+        status = copied.stat()
+    finally:
+        copied.unlink(missing_ok=True)
+    expect("bytes in the copy", status.st_size, feed.memory.size_bytes)
+    return Sample(done.seconds, facts={"bytes_on_disk": 512 * status.st_blocks})
+
+
+def core_copy(lab: Lab, memory: Memory) -> Contender:
+    """cp of the core file that memfs makes."""
+    core = lab.memfs.path / str(memory.pid) / "core"
+    return _core_by("memfs", lab, memory, lambda copied: run(["cp", core, copied]))
+
+
+def gcore(lab: Lab, memory: Memory) -> Contender:
+    """gdb's gcore, which adds the pid to the name that it is given."""
+
+    def dump(copied: Path) -> Finished:
+        done = run(["gcore", "-o", copied, str(memory.pid)])
+        copied.with_name(f"{copied.name}.{memory.pid}").rename(copied)
+        return done
+
+    return _core_by("gcore", lab, memory, dump)
+
+
+def _core_by(name: str, lab: Lab, memory: Memory, dump: Callable[[Path], Finished]) -> Contender:
+    def made() -> Sample:
+        copied = lab.scratch / "core"
+        try:
+            done = dump(copied)
+            size = copied.stat().st_size
+        finally:
+            copied.unlink(missing_ok=True)
+        expect("bytes in the core file", size, memory.size_bytes, memory.size_bytes + _MOST_CORE_BYTES)
+        return Sample(done.seconds)
+
+    return Contender(name, made)
+
+
+def seek_data(memory: Memory) -> Contender:
+    """The first data of a file that is one long hole: how long the answer takes."""
+
+    def seek() -> Sample:
+        descriptor = os.open(memory.file, os.O_RDONLY)
+        try:
+            begun = time.perf_counter()
+            found = os.lseek(descriptor, 0, os.SEEK_DATA)
+            seconds = time.perf_counter() - begun
+        finally:
+            os.close(descriptor)
+        expect("the first data", found, memory.size_bytes - mmap.PAGESIZE)
+        return Sample(seconds)
+
+    return Contender("memfs", seek)
 
 
 def openssl(lab: Lab, feed: Feed) -> Sample:  # noqa: ARG001 as all tools

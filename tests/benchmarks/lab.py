@@ -27,6 +27,7 @@ from vm_readv import RemoteReader
 _TARGET = Path(__file__).with_name("target.py")
 _SPARE_BYTES = 256 * MIB
 _END_S = 30
+MOST_READERS = 16
 
 
 @attrs.frozen
@@ -36,6 +37,8 @@ class Scale:
     private_bytes: int = 2048 * MIB
     shared_bytes: int = 1024 * MIB
     reserved_bytes: int = 65536 * MIB
+    untouched_bytes: int = 1 << 40
+    pack_bytes: int = 128 * MIB
     vmas: int = 60_000
     processes: int = 500
     random_reads: int = 20_000
@@ -59,7 +62,7 @@ class Memory:
     size_bytes: int
     file: Path
 
-    @functools.cache  # noqa: B019 there are five of them
+    @functools.cache  # noqa: B019 there are few of them
     def sha256(self) -> str:
         """The digest of its content, computed without memfs."""
         reader = RemoteReader(self.pid, MIB)
@@ -163,6 +166,21 @@ class Lab:
     def sparse(self) -> Memory:
         """Much reserved, little touched."""
         return self._memory("sparse", self.scale.reserved_bytes)
+
+    @functools.cached_property
+    def sparse_for_dd(self) -> Memory:
+        """The same for a reader who touches every page of it: he leaves it with page tables all over."""
+        return self._memory("sparse", self.scale.reserved_bytes)
+
+    @functools.cached_property
+    def untouched(self) -> Memory:
+        """A mapping of which only the last page was ever touched."""
+        return self._memory("untouched", self.scale.untouched_bytes)
+
+    @functools.cached_property
+    def pack(self) -> tuple[Memory, ...]:
+        """Private memory of several processes."""
+        return tuple(self._memory("private", self.scale.pack_bytes) for _ in range(MOST_READERS))
 
     @functools.cached_property
     def dense(self) -> Memory:

@@ -14,16 +14,24 @@ from contenders import (
     Tool,
     by_tool,
     copy,
+    core_copy,
     counting,
     dd,
+    feeds,
+    gcore,
     nc,
     openssl,
     random_reads,
+    read_together,
     readv_loop,
+    seek_data,
+    sent,
+    sparse_dd,
+    spliced,
     zstd,
 )
-from lab import Lab, Memory
-from results import AtLeast, Exactly, Requirement, Unit, Within
+from lab import MOST_READERS, Lab, Memory
+from results import AtLeast, Exactly, Requirement, Sample, Unit, Within
 from target import SPARSE_RUN_BYTES, SPARSE_RUNS
 
 _K = 1 << 10
@@ -72,18 +80,30 @@ def _dd_row(label: str, pick: Pick, block: str, required: tuple[Requirement, ...
 
 
 _BLOCKS = {
+    "4K": (4 * _K, False),
     "16K": (16 * _K, False),
+    "64K": (64 * _K, False),
     "128K": (128 * _K, False),
+    "256K": (256 * _K, False),
     "1M": (1024 * _K, False),
     "1M direct": (1024 * _K, True),
 }
+_OVER_PLAIN = AtLeast("pyfuse3", 1.3)
 _TOOLS = {
-    "openssl dgst -sha256": (openssl, (AtLeast(_MEM, 0.9),)),
-    "zstd -1": (zstd, ()),
-    "nc over loopback": (nc, (AtLeast(_MEM, 0.9),)),
+    "openssl dgst -sha256": (openssl, (AtLeast(_MEM, 1.0), _OVER_PLAIN)),
+    "zstd -1": (zstd, (AtLeast(_MEM, 1.0), _OVER_PLAIN)),
+    "nc over loopback": (nc, (AtLeast(_MEM, 1.0), _OVER_PLAIN)),
     "cp to tmpfs": (copy, ()),
 }
-_DD_REQUIRED = {"128K": (AtLeast(_MEM, 0.5),), "1M": (AtLeast(_MEM, 0.5),)}
+_DD_REQUIRED = {
+    "16K": (AtLeast(_MEM, 0.4), _OVER_PLAIN),
+    "128K": (AtLeast(_MEM, 0.7), _OVER_PLAIN),
+    "1M": (AtLeast(_MEM, 0.7), _OVER_PLAIN),
+}
+_SHARED_REQUIRED = (AtLeast(_MEM, 1.1), _OVER_PLAIN)
+_MOVERS = {"splice to a pipe": spliced, "sendfile to a socket": sent}
+_READERS = (1, 2, 4, 8, 16)
+_BY_DD = "dd conv=sparse of /proc/PID/mem"
 
 
 def _sparse_copy(lab: Lab) -> tuple[Contender, ...]:
@@ -93,7 +113,92 @@ def _sparse_copy(lab: Lab) -> tuple[Contender, ...]:
         feed = Feed(memory, memory.file)
         return Contender(name, lambda: attrs.evolve(copy(lab, feed), amount=1))
 
-    return copied("memfs", lab.sparse), copied("cp of 64 MiB, not sparse", lab.dense)
+    by_dd = Feed(lab.sparse_for_dd, None)
+    return (
+        copied("memfs", lab.sparse),
+        copied("cp of 64 MiB, not sparse", lab.dense),
+        Contender(_BY_DD, lambda: sparse_dd(lab, by_dd), rounds=1),
+    )
+
+
+def _sparse_plain(lab: Lab) -> tuple[Contender, ...]:
+    """Alone, since it takes so long: it knows no holes, and so 64 GiB go through it."""
+    ours, plain = (
+        Feed(lab.sparse, lab.sparse.file),
+        Feed(lab.sparse_for_dd, lab.plain_file(lab.sparse_for_dd)),
+    )
+    return (
+        Contender("memfs", lambda: attrs.evolve(copy(lab, ours), amount=1)),
+        Contender("pyfuse3", lambda: attrs.evolve(copy(lab, plain), amount=1), rounds=1),
+    )
+
+
+def _cores(lab: Lab) -> tuple[Contender, ...]:
+    memory = lab.private
+    return (core_copy(lab, memory), gcore(lab, memory))
+
+
+def _seek(lab: Lab) -> tuple[Contender, ...]:
+    return (seek_data(lab.untouched),)
+
+
+Part = tuple[Feed, int, int]
+
+
+def _slices(feed: Feed, count: int) -> list[Part]:
+    size = feed.memory.size_bytes // MOST_READERS * MOST_READERS // count
+    return [(feed, number * size, size) for number in range(count)]
+
+
+def _readers_of_one(count: int, lab: Lab) -> tuple[Contender, ...]:
+    memory = lab.private
+    return _readers(lab, {name: _slices(feed, count) for name, feed in feeds(lab, memory).items()})
+
+
+def _readers_of_many(count: int, lab: Lab) -> tuple[Contender, ...]:
+    pack = lab.pack[:count]
+    whole = lab.scale.pack_bytes
+    return _readers(
+        lab,
+        {
+            "memfs": [(Feed(memory, memory.file), 0, whole) for memory in pack],
+            _MEM: [(Feed(memory, None), 0, whole) for memory in pack],
+            "pyfuse3": [(Feed(memory, lab.plain_file(memory)), 0, whole) for memory in pack],
+        },
+    )
+
+
+def _readers(lab: Lab, parts: dict[str, list[Part]]) -> tuple[Contender, ...]:
+    """*parts* of each contender at once; and, as the measure of ours, one after the other."""
+    block = 1024 * _K
+
+    def together(name: str, of: list[Part]) -> Contender:
+        return Contender(name, lambda: read_together(lab, of, block))
+
+    def one_by_one() -> Sample:
+        samples = [read_together(lab, [part], block) for part in parts["memfs"]]
+        return Sample(sum(s.seconds for s in samples), sum(s.amount for s in samples))
+
+    found = [together(name, of) for name, of in parts.items()]
+    return (found[0], Contender(_ONE, one_by_one), *found[1:])
+
+
+_ONE = "one after another"
+_JUDGED_READERS = 8
+
+
+def _readers_rows() -> list[Row]:
+    kinds = {"one process": _readers_of_one, "as many processes": _readers_of_many}
+    return [
+        Row(
+            f"{count} readers of {whose}, dd bs=1M",
+            Unit.RATE,
+            functools.partial(make, count),
+            (AtLeast(_ONE, 0.9),) if count == _JUDGED_READERS else (),
+        )
+        for whose, make in kinds.items()
+        for count in _READERS
+    ]
 
 
 def _vmas(lab: Lab) -> tuple[Path, Path, int, int]:
@@ -136,6 +241,10 @@ def _private_by(tool: Tool, lab: Lab) -> tuple[Contender, ...]:
     return by_tool(lab, lab.private, tool)
 
 
+def _shared_by(tool: Tool, lab: Lab) -> tuple[Contender, ...]:
+    return by_tool(lab, lab.shared, tool)
+
+
 def _random_reads(lab: Lab) -> tuple[Contender, ...]:
     return random_reads(lab, lab.private, 4 * _K)
 
@@ -145,21 +254,35 @@ def all_rows() -> list[Row]:
     return [
         *(_dd_row("private", _private, block, _DD_REQUIRED.get(block, ())) for block in _BLOCKS),
         *(_dd_row("huge pages", _huge, block) for block in _BLOCKS),
-        *(_dd_row("shared", _shared, block) for block in ("16K", "128K", "1M")),
+        *(_dd_row("shared", _shared, block, _SHARED_REQUIRED) for block in ("16K", "128K", "1M")),
+        *(
+            Row(
+                f"shared, {name}",
+                Unit.RATE,
+                functools.partial(_shared_by, tool),
+                (AtLeast(_MEM, 3.0), _OVER_PLAIN),
+            )
+            for name, tool in _MOVERS.items()
+        ),
         Row("private, pread of 4 KiB", Unit.TIME, _random_reads),
         *(
             Row(f"private, {name}", Unit.RATE, functools.partial(_private_by, tool), required)
             for name, (tool, required) in _TOOLS.items()
         ),
+        Row("private, a core file of it all to tmpfs", Unit.TIME, _cores),
         Row(
             "64 GiB with 64 MiB touched, cp",
             Unit.TIME,
             _sparse_copy,
             (
                 AtLeast("cp of 64 MiB, not sparse", 0.5),
+                AtLeast(_BY_DD, 50),
                 Exactly("bytes_on_disk", SPARSE_RUNS * SPARSE_RUN_BYTES),
             ),
         ),
+        Row("64 GiB with 64 MiB touched, cp by pyfuse3", Unit.TIME, _sparse_plain, (_OVER_PLAIN,)),
+        Row("1 TiB untouched, SEEK_DATA", Unit.TIME, _seek, (Within(0.01),)),
+        *_readers_rows(),
         Row("60,000 VMAs, ls", Unit.TIME, functools.partial(_list_names, "ls", ()), (Within(1.0),)),
         Row("60,000 VMAs, find", Unit.TIME, functools.partial(_list_names, "find", ("-type", "f"))),
         Row("60,000 VMAs, ls -l", Unit.TIME, _list_long, (Within(3.0),)),

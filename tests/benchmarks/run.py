@@ -1,6 +1,7 @@
 """Measures memfs against its peers, by turns in one run.
 
     python tests/benchmarks/run.py [--quick] [--rounds N] [--size-mib N] [--only PATTERN] [--json FILE]
+    python tests/benchmarks/run.py --check BEFORE.json AFTER.json
 
 It makes its own targets, mounts memfs itself, and leaves nothing behind. A ratio says how many times as
 fast as the peer memfs is, medians of the same run. Run it as root on a machine that has nothing else to
@@ -18,14 +19,18 @@ from pathlib import Path
 import attrs
 import machine
 from commands import CommandFailed
+from compare import compare
 from contenders import Contender
 from lab import Lab, Scale
+from plot import by_read_size, by_readers
 from report import as_json, as_tables, summary
 from results import Failed, Measured, Result, Sample
 from rows import Row, all_rows
 from target import MIB
 
-_QUICK = Scale(private_bytes=128 * MIB, shared_bytes=128 * MIB, processes=50, random_reads=2000)
+_QUICK = Scale(
+    private_bytes=128 * MIB, shared_bytes=128 * MIB, processes=50, random_reads=2000, pack_bytes=16 * MIB
+)
 _SETTLE_S = 0.25
 _FAILED = 1
 _INTERRUPTED = 130
@@ -61,11 +66,13 @@ def measure(row: Row, lab: Lab, rounds: int) -> Result:
         contenders = row.contenders(lab)
         samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
         for contender in contenders:
-            _run_settled(contender)
+            if contender.rounds is None:
+                _run_settled(contender)
         for number in range(rounds):
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
-                samples[contender.name].append(_run_settled(contender))
+                if contender.rounds is None or number < contender.rounds:
+                    samples[contender.name].append(_run_settled(contender))
     except (CommandFailed, OSError) as error:
         return Failed(row.name, str(error))
     return Measured(row.name, row.unit, samples, row.required)
@@ -139,6 +146,14 @@ def _parse_arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="small and few: to see that it works, not how fast"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, every sample too")
+    parser.add_argument("--plot", type=Path, metavar="DIRECTORY", help="draw two SVG files there")
+    parser.add_argument(
+        "--check",
+        nargs=2,
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        help="compare two result files; status 1 where a ratio has become worse by a quarter",
+    )
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
@@ -153,9 +168,29 @@ def _scale(options: argparse.Namespace) -> Scale:
     return scale
 
 
+def _draw(directory: Path, outcome: Outcome) -> None:
+    directory.mkdir(exist_ok=True)
+    for name, drawn in (
+        ("throughput.svg", by_read_size(outcome.results)),
+        ("readers.svg", by_readers(outcome.results)),
+    ):
+        if drawn is not None:
+            (directory / name).write_text(drawn)
+
+
+def _check(before: Path, after: Path, only: re.Pattern[str] | None) -> int:
+    changes = compare(before, after, only)
+    print("\n".join(map(str, changes)))
+    worse = sum(change.is_worse for change in changes)
+    print(f"{len(changes)} ratios, {worse} worse")
+    return _FAILED if worse else 0
+
+
 def main() -> int:
     """The command; returns its status."""
     options = _parse_arguments()
+    if options.check:
+        return _check(*options.check, options.only)
     rows = [row for row in all_rows() if options.only is None or options.only.search(row.name)]
     if options.list or not rows:
         print("\n".join(row.name for row in rows) or "no row has such a name")
@@ -174,6 +209,8 @@ def main() -> int:
     _print_outcome(outcome, facts)
     if options.json:
         _write_json(options.json, outcome, facts, options)
+    if options.plot:
+        _draw(options.plot, outcome)
     return status or (_FAILED if any(isinstance(each, Failed) for each in outcome.results) else 0)
 
 

@@ -61,14 +61,14 @@ def _tile() -> bytes:
     return (text + numbers + noise)[:_TILE_BYTES]
 
 
-def _fill(memory: mmap.mmap, size_bytes: int) -> None:
+def _fill(memory: mmap.mmap, size_bytes: int, begin: int = _GUARD_BYTES) -> None:
     """Write every page, each mebibyte differently."""
     tile = memoryview(_tile())
     for done in range(0, size_bytes, _TILE_BYTES):
         piece = min(_TILE_BYTES, size_bytes - done)
-        memory[_GUARD_BYTES + done : _GUARD_BYTES + done + piece] = tile[:piece]
+        memory[begin + done : begin + done + piece] = tile[:piece]
     for done in range(0, size_bytes, MIB):
-        memory[_GUARD_BYTES + done : _GUARD_BYTES + done + 8] = done.to_bytes(8, "little")
+        memory[begin + done : begin + done + 8] = done.to_bytes(8, "little")
 
 
 def private(size_bytes: int) -> int:
@@ -88,10 +88,11 @@ def huge(size_bytes: int) -> int:
 
 
 def shared(size_bytes: int) -> int:
-    """Shared anonymous memory."""
-    memory, start = _map(size_bytes, mmap.MAP_SHARED)
-    _fill(memory, size_bytes)
-    return start
+    """Shared anonymous memory, all of an object."""
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    _kept.append(memory)
+    _fill(memory, size_bytes, 0)
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def sparse(size_bytes: int) -> int:
@@ -101,6 +102,13 @@ def sparse(size_bytes: int) -> int:
     run = _tile()[:SPARSE_RUN_BYTES]
     for at in range(_GUARD_BYTES, _GUARD_BYTES + size_bytes, size_bytes // SPARSE_RUNS):
         memory[at : at + SPARSE_RUN_BYTES] = run
+    return start
+
+
+def untouched(size_bytes: int) -> int:
+    """Private memory that no one ever touched but for its last page."""
+    memory, start = _map(size_bytes, mmap.MAP_PRIVATE)
+    memory[_GUARD_BYTES + size_bytes - 1] = 1
     return start
 
 
@@ -151,7 +159,7 @@ def _end(child: int) -> None:
 
 
 KINDS: dict[str, Callable[[int], int]] = {
-    maker.__name__: maker for maker in (private, huge, shared, sparse, many, crowd, churn)
+    maker.__name__: maker for maker in (private, huge, shared, sparse, untouched, many, crowd, churn)
 }
 
 
