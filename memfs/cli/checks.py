@@ -14,6 +14,7 @@ import attrs
 from memfs.errors import MemfsError
 from memfs.image.source import MAX_READ_BYTES
 from memfs.linux import procfs, ptrace
+from memfs.linux.fusefd import knows_backing
 from memfs.linux.pagemap import Scanner
 from memfs.linux.pipe import Pipe
 from memfs.linux.qos import LatencyRequest
@@ -21,8 +22,10 @@ from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
 from memfs.snapshot.registry import Snapshots
-from memfs.target.access import may_trace_all, yama_scope
+from memfs.target.access import effective_capabilities, may_trace_all, yama_scope
 from memfs.target.identity import identify
+
+_CAP_SYS_ADMIN = 21
 
 
 @attrs.frozen
@@ -155,6 +158,15 @@ def _try_pipe() -> str:
     return f"a pipe holds {pipe.slots * PAGE_BYTES >> 10} KiB"
 
 
+def _try_passthrough() -> str:
+    if not effective_capabilities() >> _CAP_SYS_ADMIN & 1:
+        raise _missing("no CAP_SYS_ADMIN")
+    with _opened("/dev/fuse", os.O_RDWR) as device:
+        if not knows_backing(device):
+            raise _missing("the kernel has no FUSE_PASSTHROUGH (Linux 6.9)")
+    return "the kernel reads large shared memory by itself"
+
+
 def _try_latency() -> str:
     request = LatencyRequest()
     request.hold()
@@ -264,6 +276,12 @@ _CHECKS = (
         _try_pipe,
         "replies of 1 MiB are copied, smaller ones are not",
         f"sysctl fs.pipe-max-size={2 * MAX_READ_BYTES}",
+    ),
+    _Check(
+        "passthrough",
+        _try_passthrough,
+        "shared memory goes through the daemon",
+        "mount as root, on Linux 6.9 or later",
     ),
     _Check(
         "snapshot",

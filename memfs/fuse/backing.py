@@ -9,14 +9,13 @@ FOPEN_DIRECT_IO besides, the reads of one open file still come to the daemon.
 
 import contextlib
 import errno
-import fcntl
 import logging
-import struct
 
 import attrs
 
 from memfs.fuse.frames import OpenFlag
 from memfs.image.source import Backing
+from memfs.linux.fusefd import close_backing, open_backing
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +25,6 @@ unmaps it, so that promise is given up only where much is gained."""
 
 STACK_DEPTH = 2
 """FILESYSTEM_MAX_STACK_DEPTH: the object may lie on an overlay, as in a container."""
-
-_BACKING_OPEN = 0x4010_E501  # _IOW(229, 1, struct fuse_backing_map)
-_BACKING_CLOSE = 0x4004_E502  # _IOW(229, 2, uint32_t)
-_BACKING_MAP = struct.Struct("=iIQ")  # struct fuse_backing_map: fd flags padding
-_BACKING_ID = struct.Struct("=I")
 
 
 @attrs.define
@@ -100,16 +94,13 @@ class Backings:
         if not self._wanted or self._device < 0 or not backing.exact or backing.size_bytes < LEAST_BYTES:
             return 0
         try:
-            # As bytes the argument would come back in place of the number.
-            argument = bytearray(_BACKING_MAP.pack(backing.fd, 0, 0))
-            number: int = fcntl.ioctl(self._device, _BACKING_OPEN, argument, True)
+            return open_backing(self._device, backing.fd)
         except OSError as error:
             # EPERM: no CAP_SYS_ADMIN, which will not change. Else it is this object's file system.
             log.debug("not passed through: %s", error)
             self._wanted = error.errno != errno.EPERM
             return 0
-        return number
 
     def _let_go(self, number: int) -> None:
         with contextlib.suppress(OSError):  # the mount has gone, and all that was registered with it
-            fcntl.ioctl(self._device, _BACKING_CLOSE, _BACKING_ID.pack(number))
+            close_backing(self._device, number)

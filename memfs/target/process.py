@@ -298,21 +298,15 @@ class AddressSpace(Space):
 
         process_vm_readv copies once where a read of ``/proc/PID/mem`` copies twice, by way of a page of
         the kernel's. But it follows the pid: so it is asked afterwards whose memory it was, and only a
-        long copy is worth that question.
-
-        Raises:
-            TargetExited, TargetReplaced: it may have been another program's memory.
+        long copy is worth that question. Where there is doubt, all of it is read again, from the mm.
         """
         if len(view) < _LONG_BYTES:
             return super().read_present(address, view)
-        try:
-            copied = read_process(self.identity.pid, address, view)
-        except OSError:
-            copied = 0
-        if copied < len(view):  # not ours to read by it, or gone: /proc/PID/mem can tell
-            return super().read_present(address, view)
-        self.ensure_same_program()
-        return True
+        with contextlib.suppress(OSError, MemfsError):
+            if read_process(self.identity.pid, address, view) == len(view):
+                self.ensure_same_program()
+                return True
+        return super().read_present(address, view)
 
     def open_backing(self, mapping: Mapping) -> int:
         """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.
