@@ -193,8 +193,6 @@ class OpenFlag(enum.IntFlag):
     """``FOPEN_*`` in the reply to OPEN."""
 
     DIRECT_IO = 1 << 0
-    NOFLUSH = 1 << 5
-    """Linux 5.16: there is nothing to do at a close, so it need not wait for us."""
     PASSTHROUGH = 1 << 7
 
 
@@ -234,14 +232,14 @@ def amend_init_reply(reply: bytes, offered: int, stack_depth: int) -> bytes:
     return bytes(amended)
 
 
-def parse_open_reply(reply: memoryview) -> tuple[int, int] | None:
-    """The handle and the flags that a reply to OPEN gives; None where it is an error."""
+def parse_open_reply(reply: memoryview) -> int | None:
+    """The handle that a reply to OPEN gives; None where it is an error."""
     if len(reply) < OUT_HEADER_BYTES + _OPEN_OUT.size:
         return None
-    handle, flags, _ = _OPEN_OUT.unpack_from(reply, OUT_HEADER_BYTES)
-    return handle, flags
+    handle: int = _OPEN_OUT.unpack_from(reply, OUT_HEADER_BYTES)[0]
+    return handle
 
 
 def amend_open_reply(reply: memoryview, handle: int, flags: int, backing: int) -> None:
-    """Let a reply to OPEN say *flags* and the number of a registered file, 0 for none."""
+    """Let a reply to OPEN say *flags* and the number of a registered file."""
     _OPEN_OUT.pack_into(reply, OUT_HEADER_BYTES, handle, flags, backing)

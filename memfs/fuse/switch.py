@@ -158,12 +158,11 @@ class Switch:
         self._on_ready()
 
     def _amend_open(self, reply: memoryview) -> None:
-        """Name the file that the kernel shall read by itself, if there is one; and ask for no FLUSH."""
-        opened = frames.parse_open_reply(reply)
-        if opened is not None:
-            handle, flags = opened
-            flags, backing = self._backings.of_handle(handle) or (flags, 0)
-            frames.amend_open_reply(reply, handle, flags | frames.OpenFlag.NOFLUSH, backing)
+        """Name the file that the kernel shall read by itself, if the reply to an OPEN opens such a one."""
+        handle = frames.parse_open_reply(reply)
+        backing = self._backings.of_handle(handle) if handle is not None else None
+        if handle is not None and backing is not None:
+            frames.amend_open_reply(reply, handle, *backing)
 
     def reply(self, frame: memoryview | bytes) -> None:
         """Write a whole reply to the device. One to a request that is no more goes nowhere.

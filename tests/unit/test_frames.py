@@ -141,7 +141,7 @@ def test_the_reply_to_an_open_can_name_a_registered_file(
     handle: int, flags: int, other_flags: int, backing: int
 ) -> None:
     reply = bytearray(struct.pack("<IiQQII", 32, 0, 9, handle, flags, 0))
-    assert frames.parse_open_reply(memoryview(reply)) == (handle, flags)
+    assert frames.parse_open_reply(memoryview(reply)) == handle
     frames.amend_open_reply(memoryview(reply), handle, other_flags, backing)
     assert reply == struct.pack("<IiQQIi", 32, 0, 9, handle, other_flags, backing)
     assert frames.parse_open_reply(memoryview(frames.error_reply(9, 13))) is None
