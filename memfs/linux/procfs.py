@@ -172,6 +172,16 @@ def read_file(path: str) -> bytes:
         os.close(fd)
 
 
+def read_auxv(pid: int) -> dict[int, int]:
+    """``/proc/PID/auxv``: what exec told the program, by ``AT_*`` (``<linux/auxvec.h>``), see getauxval(3).
+
+    Raises:
+        FileNotFoundError, ProcessLookupError, PermissionError: as :func:`read_file`.
+    """
+    words = iter(memoryview(read_file(f"/proc/{pid}/auxv")).cast("Q"))
+    return dict(zip(words, words, strict=True))
+
+
 class TaskFlag(enum.IntFlag):
     """``PF_*`` of ``<linux/sched.h>``, as stat prints them."""
 

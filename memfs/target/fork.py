@@ -125,8 +125,7 @@ def _find_call_address(pid: int, architecture: Architecture) -> int:
     Raises:
         CannotFreeze: it has none.
     """
-    words = iter(memoryview(procfs.read_file(f"/proc/{pid}/auxv")).cast("Q"))
-    begin = dict(zip(words, words, strict=True)).get(_AT_SYSINFO_EHDR, 0)
+    begin = procfs.read_auxv(pid).get(_AT_SYSINFO_EHDR, 0)
     code = bytearray(_VDSO_BYTES)
     with contextlib.suppress(OSError):
         length = read_process(pid, begin, memoryview(code))

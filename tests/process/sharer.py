@@ -30,7 +30,7 @@ from support.pattern import PAGE, fill
 
 ADDRESS = 0x2100_0000_0000
 APART = 1 << 30
-LENGTH = 16 * PAGE
+LENGTH = 200 * PAGE
 _CLONE_VM = 0x100
 _STACK_BYTES = 1 << 16
 

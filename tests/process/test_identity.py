@@ -120,15 +120,26 @@ def test_an_identity_with_another_start_is_another_process() -> None:
     handle.close()
 
 
+@pytest.fixture(params=["random", "fixed"])
+def python(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """This Python; or one that has the same addresses in each process, as under a debugger."""
+    if request.param == "random":
+        return sys.executable
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec setarch -R {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("reader", [VMA, FLAT])
 def test_old_memory_kept_alive_by_a_sharer_gives_old_bytes_or_none(
-    tmp_path: Path, reader: Reader, warm: bool, way: Way
+    tmp_path: Path, python: str, reader: Reader, warm: bool, way: Way
 ) -> None:
     """The new program maps, at the same addresses, files whose inode numbers are those of the old ones."""
     script = str(Path(__file__).with_name("sharer.py"))
-    with Child(script, str(OLD), str(tmp_path)) as child:
+    with Child(script, str(OLD), str(tmp_path), python=python) as child:
         spans = [Span(*ends) for ends in child.hello["spans"]]
         opened = [(span, reader.open(child.pid, span)) for span in spans]
         if warm:
