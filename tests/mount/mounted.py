@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from support.held import HeldMapping, Span
@@ -98,8 +98,11 @@ def mount_changes() -> Iterator[Callable[[], None]]:
 
 def children() -> set[int]:
     """The pids of this process's children, zombies too."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for task in tasks for pid in task.read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found.update(map(int, task.read_text().split()))
+    return found
 
 
 def in_session(leader: int) -> list[int]:
