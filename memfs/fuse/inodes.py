@@ -68,6 +68,11 @@ Owner = Identity | SnapshotId
 """Whose memory it is: a process that runs, or a frozen one."""
 
 
+def identity_of(owner: Owner) -> Identity:
+    """The process that it is, or was when it was frozen."""
+    return owner.identity if isinstance(owner, SnapshotId) else owner
+
+
 @attrs.frozen
 class ProcessNode:
     """Something that a process has once, running or frozen."""

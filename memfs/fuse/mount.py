@@ -65,7 +65,7 @@ def _mount_and_serve(
         mount = mount_on(mountpoint)
         if mount is None:
             raise CannotMount(f"{mountpoint} was unmounted at once")
-        tree.own_device = snapshots.own_device = mount.device
+        tree.contents.own_device = snapshots.own_device = mount.device
         mounted()
         unmount = trio.run(_serve_planes, mount.device, tree, handles, backings, options)
     finally:
@@ -122,7 +122,7 @@ async def _serve_planes(
             handles,
             splice=_usable(options.splice),
             latency=latency,
-            attribute_names=tree.extended_attribute_names,
+            attribute_names=lambda number: tree.contents.attribute_names(tree.inodes.node_of(number)),
             on_end=end_from_thread,
         )
         switch.start()

@@ -165,7 +165,7 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._ask(self._tree.read_link, self._tree.inodes.node_of(inode), ctx.pid)
+        return await self._ask(self._tree.contents.read_link, self._tree.inodes.node_of(inode), ctx.pid)
 
     @_translated
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -240,7 +240,7 @@ class Operations(pyfuse3.Operations):
 
     def _open(self, node: Node, inode: int, flags: int, caller: int) -> tuple[OpenFile, Backing | None]:
         """Open the file *node*, and choose whether its reader goes through the page cache."""
-        source = self._tree.open(node)
+        source = self._tree.contents.open(node)
         try:
             backing = source.backing()
             command = read_command(caller)
@@ -298,7 +298,7 @@ class Operations(pyfuse3.Operations):
     def _extended_attributes(self, inode: int) -> dict[bytes, bytes]:
         if inode == pyfuse3.ROOT_INODE:
             return {DAEMON_XATTR: b"%d" % os.getpid()}
-        return self._tree.extended_attributes(self._tree.inodes.node_of(inode))
+        return self._tree.contents.extended_attributes(self._tree.inodes.node_of(inode))
 
 
 def _refuse_change(name: str) -> None:

@@ -1,4 +1,6 @@
-"""The file tree: names, attributes and contents of what is in it, without a mount.
+"""The file tree: names and attributes of what is in it, without a mount.
+
+What its files hold is in `contents`.
 
 It answers in values and raises MemfsError; it knows neither pyfuse3 nor open files. Nothing is kept
 between two calls but inode numbers and snapshots: the tree is what /proc says at the moment of the
@@ -10,10 +12,9 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
-from memfs.errors import NoSuchEntry, TargetExited
+from memfs.errors import NoSuchEntry
 from memfs.fuse.attributes import (
     DIRECTORY,
     FILE,
@@ -25,20 +26,29 @@ from memfs.fuse.attributes import (
     Ownership,
     describe_node,
 )
-from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
-from memfs.fuse.names import DAEMON_XATTR, SINCE_NAME, SNAPSHOT_XATTR, XATTR_PREFIX
-from memfs.image.memory import Memory, resident_bytes
-from memfs.image.source import Source
-from memfs.image.text import Text
+from memfs.fuse.contents import REGION_LINKS, Contents, link_target, region_of
+from memfs.fuse.inodes import (
+    CommDir,
+    Fixed,
+    Inodes,
+    Name,
+    Node,
+    Owner,
+    ProcessNode,
+    SinceNode,
+    VmaNode,
+    identity_of,
+)
+from memfs.fuse.names import SINCE_NAME
+from memfs.fuse.population import Population, comm_of
+from memfs.image.memory import resident_bytes
 from memfs.linux import procfs
 from memfs.linux.pagemap import Scanner
 from memfs.linux.span import PAGE_BYTES, Span
-from memfs.snapshot.core import open_core, size_core
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity, describe
-from memfs.target.layout import Device, Kind, Region, name_of, safe_name, start_of
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.layout import Kind, Region, name_of, start_of
 from memfs.target.space import Space
 
 _TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
@@ -62,17 +72,16 @@ class Tree:
     """The tree of all processes that /proc shows.
 
     Attributes:
-        own_device: that of the mount which shows the tree; None as long as there is none.
+        contents: what is in the files.
         snapshots: those that have been taken.
     """
 
     def __init__(self, snapshots: Snapshots, *, full_cores: bool = False) -> None:
         """Show *snapshots* too. *full_cores* leaves nothing out of a core file that can be read."""
-        self.own_device: Device | None = None
         self.snapshots = snapshots
-        self.inodes = Inodes(self._owners)
-        self._full_cores = full_cores
-        self._flags = VmaFlagsCache()
+        self.contents = Contents(snapshots, full_cores=full_cores)
+        self._population = Population(snapshots)
+        self.inodes = Inodes(self._population.owners)
         self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._mine = Ownership(os.geteuid(), os.getegid(), time.time_ns(), 0, live=True)
 
@@ -90,12 +99,12 @@ class Tree:
                 return self._fixed_entry(name)
             return self._lookup_process(_parse_number(name))
         if parent == _BY_NAME:
-            if all(_comm_of(stat) != name for _, stat in self._processes()):
+            if all(comm_of(stat) != name for _, stat in self._population.processes()):
                 raise NoSuchEntry(f"no process is called {_show(name)}")
             return self._comm_entry(name)
         if isinstance(parent, CommDir):
-            identity, stat = self._find_process(_parse_number(name))
-            if _comm_of(stat) != parent.comm:
+            identity, stat = self._population.find_process(_parse_number(name))
+            if comm_of(stat) != parent.comm:
                 raise NoSuchEntry(f"process {identity.pid} is not called {_show(parent.comm)}")
             return self._name_link_entry(identity)
         if isinstance(parent, ProcessNode) and parent.name is Name.PROCESS:
@@ -109,10 +118,10 @@ class Tree:
         if isinstance(parent, ProcessNode) and parent.name is Name.VMAS:
             return self._vma_entry(parent.owner, name)
         if isinstance(parent, ProcessNode) and parent.name is Name.SNAPSHOTS:
-            return self._snapshot_entry(name, self.snapshots.find(_identity_of(parent.owner), name))
+            return self._snapshot_entry(name, self.snapshots.find(identity_of(parent.owner), name))
         if isinstance(parent, ProcessNode) and parent.name is Name.SINCE:
-            id_ = self.snapshots.find(_identity_of(parent.owner), name)
-            return self._since_entry(name, _snapshot_id_of(parent.owner), id_)
+            id_ = self.snapshots.find(identity_of(parent.owner), name)
+            return self._since_entry(name, self.contents.frozen(parent.owner).id, id_)
         raise NoSuchEntry(f"{_show(name)} is not in a directory")
 
     def list(self, node: Node) -> list[Entry]:
@@ -128,10 +137,12 @@ class Tree:
             yield from map(self._fixed_entry, _ROOT_NAMES)
             yield from self._process_entries()
         elif node == _BY_NAME:
-            yield from map(self._comm_entry, sorted({_comm_of(stat) for _, stat in self._processes()}))
+            yield from map(
+                self._comm_entry, sorted({comm_of(stat) for _, stat in self._population.processes()})
+            )
         elif isinstance(node, CommDir):
-            for identity, stat in self._processes():
-                if _comm_of(stat) == node.comm:
+            for identity, stat in self._population.processes():
+                if comm_of(stat) == node.comm:
                     with suppress(NoSuchEntry):
                         yield self._name_link_entry(identity)
         elif isinstance(node, ProcessNode) and node.name is Name.PROCESS:
@@ -139,13 +150,13 @@ class Tree:
         elif isinstance(node, ProcessNode) and node.name is Name.VMAS:
             yield from self._vma_entries(node.owner)
         elif isinstance(node, ProcessNode) and node.name is Name.SNAPSHOTS:
-            for name, id_ in self.snapshots.names(_identity_of(node.owner)):
+            for name, id_ in self.snapshots.names(identity_of(node.owner)):
                 with suppress(NoSuchEntry):
                     yield self._snapshot_entry(name, id_)
         elif isinstance(node, ProcessNode) and node.name is Name.SINCE:
-            for name, id_ in self.snapshots.names(_identity_of(node.owner)):
+            for name, id_ in self.snapshots.names(identity_of(node.owner)):
                 with suppress(NoSuchEntry):
-                    yield self._since_entry(name, _snapshot_id_of(node.owner), id_)
+                    yield self._since_entry(name, self.contents.frozen(node.owner).id, id_)
 
     def _fixed_entry(self, name: bytes) -> Entry:
         node = Fixed(_ROOT_NAMES[name])
@@ -161,7 +172,7 @@ class Tree:
     def _process_entries(self) -> Iterator[Entry]:
         """The processes that run, and those that have ended and left a snapshot."""
         shown = set()
-        for identity, stat in self._processes():
+        for identity, stat in self._population.processes():
             with suppress(NoSuchEntry):
                 yield self._process_entry(identity, stat)
                 shown.add(identity.pid)
@@ -172,7 +183,7 @@ class Tree:
 
     def _lookup_process(self, pid: int) -> Entry:
         try:
-            return self._process_entry(*self._find_process(pid))
+            return self._process_entry(*self._population.find_process(pid))
         except NoSuchEntry:
             for identity in self.snapshots.owners():
                 if identity.pid == pid:
@@ -194,18 +205,11 @@ class Tree:
         node = SinceNode(owner, earlier.serial)
         return Entry(name, node, self.attributes(node))
 
-    def _since_text(self, node: SinceNode) -> bytes:
-        """The names of both snapshots, and what changed from the earlier to this one."""
-        mine = self.snapshots.get(node.owner)
-        earlier = self.snapshots.get(SnapshotId(node.owner.identity, node.serial))
-        changes = mine.history.changes_since(earlier, mine)
-        return b"# %s %s\n" % (earlier.mark, mine.mark) + changes.text
-
     def _entries_of(self, owner: Owner) -> Iterator[Entry]:
         """What is in the directory of a process or of a snapshot."""
         ownership = self._ownership(owner)
         try:
-            space = self._space(owner)
+            space = self.contents.space(owner)
         except NoSuchEntry:
             if isinstance(owner, SnapshotId) or not self.snapshots.names(owner):
                 raise
@@ -221,18 +225,18 @@ class Tree:
     def _vma_entry(self, owner: Owner, name: bytes) -> Entry:
         start = start_of(name)
         if start is not None:
-            with self._space(owner) as space:
+            with self.contents.space(owner) as space:
                 region = space.region_at(start)
                 if region is not None and region.has_file and name_of(region.mapping) == name:
                     resident = resident_bytes(space, region.span, Scanner())
                     return self._describe_vma(owner, region, self._ownership(owner, space.stat), resident)
-        raise NoSuchEntry(f"process {_identity_of(owner).pid} has no mapping {_show(name)}")
+        raise NoSuchEntry(f"process {identity_of(owner).pid} has no mapping {_show(name)}")
 
     def _vma_entries(self, owner: Owner) -> Iterator[Entry]:
-        with self._space(owner) as space:
+        with self.contents.space(owner) as space:
             regions = [region for region in space.layout().regions if region.has_file]
             ownership = self._ownership(owner, space.stat)
-            residents = _resident_by_region(space, regions)
+            residents = _resident_byregion_of(space, regions)
         for region, resident in zip(regions, residents, strict=True):
             yield self._describe_vma(owner, region, ownership, resident)
 
@@ -267,17 +271,17 @@ class Tree:
         if isinstance(node, ProcessNode):
             ownership = self._ownership(node.owner)
             if node.name in _NEED_SPACE:
-                with self._space(node.owner) as space:
+                with self.contents.space(node.owner) as space:
                     return self._attributes_in(node, ownership, space)
             return self._attributes_in(node, ownership, None)
         if isinstance(node, VmaNode):
-            with self._space(node.owner) as space:
-                region = _region(space, node)
+            with self.contents.space(node.owner) as space:
+                region = region_of(space, node)
                 resident = resident_bytes(space, region.span, Scanner())
                 ownership = self._ownership(node.owner, space.stat)
                 return self._describe_vma(node.owner, region, ownership, resident).attributes
         if isinstance(node, SinceNode):
-            size = len(self._since_text(node))
+            size = len(self.contents.since_text(node))
             return self._describe(node, FILE, self._ownership(node.owner), size_bytes=size, held_bytes=size)
         return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
 
@@ -289,25 +293,16 @@ class Tree:
         if node.name is Name.SNAPSHOTS:
             return self._describe(node, SNAPSHOT_DIRECTORY, ownership)
         if node.name is Name.INFO:
-            size = len(self.snapshots.get(_snapshot_id_of(node.owner)).info)
+            size = len(self.contents.frozen(node.owner).info)
         elif node.name is Name.CORE:
-            size, held = self._core_bytes(node.owner), ownership.held_bytes
+            size, held = self.contents.core_bytes(node.owner), ownership.held_bytes
         elif space is None or node.name in _LINKS:
-            return self._describe(node, LINK, ownership, size_bytes=len(_link_target(node, space)))
+            return self._describe(node, LINK, ownership, size_bytes=len(link_target(node, space)))
         elif node.name is Name.MAPS:
             size = len(space.maps_text())
         else:
             size, held = space.end(), ownership.held_bytes
         return self._describe(node, FILE, ownership, size_bytes=size, held_bytes=held, mtime_ns=mtime_ns)
-
-    def _core_bytes(self, owner: Owner) -> int:
-        """The size of a core file; of a live one that is not open, what it may be at most."""
-        if isinstance(owner, SnapshotId):
-            return size_core(self.snapshots.get(owner), full=self._full_cores)
-        shared = self.snapshots.shared(owner)
-        if shared is not None:
-            return size_core(shared, full=self._full_cores)
-        return describe(owner.pid)[1].address_bytes
 
     def _describe_vma(self, owner: Owner, region: Region, ownership: Ownership, resident: int) -> Entry:
         node = VmaNode(owner, region.span.start)
@@ -366,166 +361,17 @@ class Tree:
             return _ownership_of(self.snapshots.get(id_).frozen.owner, began_ns, live=False)
         raise NoSuchEntry(f"process {owner.pid} has ended")
 
-    # Contents
 
-    def read_link(self, node: Node, caller: int) -> bytes:
-        """Where the symbolic link *node* leads; *caller* is the pid or tid of who asks.
-
-        Raises:
-            NoSuchEntry: it leads nowhere, or not for this caller.
-        """
-        if node == _SELF:
-            try:
-                return b"%d" % procfs.read_status(caller).process
-            except (FileNotFoundError, ProcessLookupError):
-                raise NoSuchEntry("the reader is in another pid namespace") from None
-        if not isinstance(node, ProcessNode):
-            raise NoSuchEntry("it is no link")
-        if node.name not in _REGION_LINKS:
-            return _link_target(node, None)
-        with self._space(node.owner) as space:
-            return _link_target(node, space)
-
-    def open(self, node: Node) -> Source:
-        """The content of the file *node*, as a source that the caller closes.
-
-        Raises:
-            MemfsError: the process or the mapping is gone, or may not be read.
-        """
-        if isinstance(node, VmaNode):
-            return self._open_memory(node.owner, node)
-        if isinstance(node, ProcessNode) and node.name is Name.MEM:
-            return self._open_memory(node.owner, None)
-        if isinstance(node, ProcessNode) and node.name is Name.CORE:
-            return self._open_core(node.owner)
-        if isinstance(node, SinceNode):
-            return Text(self._since_text(node))
-        if isinstance(node, ProcessNode) and node.name is Name.INFO:
-            return Text(self.snapshots.get(_snapshot_id_of(node.owner)).info)
-        if isinstance(node, ProcessNode) and node.name is Name.MAPS:
-            with self._space(node.owner) as space:
-                return Text(space.maps_text())
-        raise IsADirectoryError(errno.EISDIR, "it is no regular file")
-
-    def _open_memory(self, owner: Owner, node: VmaNode | None) -> Source:
-        space = self._space(owner, memory=True)
-        try:
-            if node is None:
-                return Memory(space, space.layout(), Span(0, space.end()), flat=True)
-            span = _region(space, node).span
-            return Memory(space, space.layout_over(span), span, flat=False)
-        except BaseException:
-            space.close()
-            raise
-
-    def _open_core(self, owner: Owner) -> Source:
-        if isinstance(owner, SnapshotId):
-            return open_core(self.snapshots.get(owner), full=self._full_cores)
-        snapshot = self.snapshots.share(owner)
-        try:
-            return open_core(snapshot, full=self._full_cores)
-        finally:
-            snapshot.drop()
-
-    def extended_attribute_names(self, number: int) -> bytes:
-        """The names of all extended attributes of the node with that inode number, each ended by a NUL.
-
-        The process is not looked at, so this is an answer at once: VMA files have attributes.
-
-        Raises:
-            NoSuchEntry: it belonged to a process that has ended.
-        """
-        node = self.inodes.node_of(number)
-        return _XATTR_NAMES if isinstance(node, VmaNode) else _ROOT_XATTR_NAMES if node == _ROOT else b""
-
-    def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
-        """All extended attributes of *node* by name, those that are not listed too."""
-        if not isinstance(node, VmaNode):
-            return self._snapshot_mark(node)
-        with self._space(node.owner) as space:
-            region = _region(space, node)
-            mapping = region.mapping
-            use = space.use_of(mapping.span.start)
-        values = {
-            b"start": b"%012x" % mapping.span.start,
-            b"end": b"%012x" % mapping.span.end,
-            b"perms": str(mapping.access).encode(),
-            b"offset": b"%08x" % mapping.offset,
-            b"device": b"%02x:%02x" % mapping.device,
-            b"inode": b"%d" % mapping.inode,
-            b"path": mapping.path,
-        }
-        if use is not None:
-            values[b"rss"] = b"%d" % use.resident_bytes
-            values[b"swap"] = b"%d" % use.swapped_bytes
-            values[b"flags"] = b" ".join(sorted(use.flags))
-        return {
-            **{XATTR_PREFIX + name: value for name, value in values.items()},
-            **self._snapshot_mark(node),
-        }
-
-    def _snapshot_mark(self, node: Node) -> dict[bytes, bytes]:
-        if isinstance(node, ProcessNode | VmaNode) and isinstance(node.owner, SnapshotId):
-            return {SNAPSHOT_XATTR: self.snapshots.get(node.owner).mark}
-        return {}
-
-    def _space(self, owner: Owner, *, memory: bool = False) -> Space:
-        if isinstance(owner, SnapshotId):
-            return self.snapshots.get(owner).open()
-        try:
-            return AddressSpace(owner, self._flags, memory=memory, own_device=self.own_device)
-        except TargetExited as error:
-            # Nothing is open yet: for who comes by name, a process that has ended is not there.
-            raise NoSuchEntry(error.sentence) from None
-
-    # Who there is
-
-    def _processes(self) -> Iterator[tuple[Identity, procfs.Stat]]:
-        """The processes that have memory, in order of their pid; frozen copies are none."""
-        copies = self.snapshots.copies()
-        for pid in procfs.process_ids():
-            if pid not in copies:
-                with suppress(NoSuchEntry):
-                    yield describe(pid)
-
-    def _find_process(self, pid: int) -> tuple[Identity, procfs.Stat]:
-        """The process with that number, which is none of a thread."""
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if procfs.read_status(pid).process == pid and pid not in self.snapshots.copies():
-                return describe(pid)
-        raise NoSuchEntry(f"there is no process {pid}")
-
-    def _owners(self) -> AbstractSet[Owner | bytes]:
-        """Who owns inode numbers now."""
-        alive: set[Owner | bytes] = {*self.snapshots.owners(), *self.snapshots.ids()}
-        for identity, stat in self._processes():
-            alive.add(identity)
-            alive.add(_comm_of(stat))
-        return alive
-
-
-_XATTR_NAMES = b"".join(
-    XATTR_PREFIX + name + b"\0"
-    for name in (
-        b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags",
-    )
-)  # fmt: skip
-_ROOT_XATTR_NAMES = DAEMON_XATTR + b"\0"
 _ROOT = Fixed(Name.ROOT)
 _BY_NAME = Fixed(Name.BY_NAME)
 _SELF = Fixed(Name.SELF)
-_REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
-_LINKS = (*_REGION_LINKS, Name.PROC, Name.NAME_LINK)
+_LINKS = (*REGION_LINKS, Name.PROC, Name.NAME_LINK)
 _TIMED = (Name.MEM, Name.MAPS)
-_NEED_SPACE = (*_REGION_LINKS, Name.MEM, Name.MAPS)
+_NEED_SPACE = (*REGION_LINKS, Name.MEM, Name.MAPS)
 
 
 def _show(name: bytes) -> str:
     return repr(name.decode(errors="backslashreplace"))
-
-
-def _comm_of(stat: procfs.Stat) -> bytes:
-    return safe_name(stat.comm)
 
 
 def _parse_number(name: bytes) -> int:
@@ -539,20 +385,10 @@ def _names_of(owner: Owner) -> dict[bytes, Name]:
     return _SNAPSHOT_NAMES if isinstance(owner, SnapshotId) else _PROCESS_NAMES
 
 
-def _identity_of(owner: Owner) -> Identity:
-    return owner.identity if isinstance(owner, SnapshotId) else owner
-
-
-def _snapshot_id_of(owner: Owner) -> SnapshotId:
-    if not isinstance(owner, SnapshotId):
-        raise NoSuchEntry(f"process {owner.pid} is not frozen")
-    return owner
-
-
 def _snapshots_of(parent: Node) -> Identity:
     """The process in whose directory ``snapshots`` something is to be changed."""
     if isinstance(parent, ProcessNode) and parent.name is Name.SNAPSHOTS:
-        return _identity_of(parent.owner)
+        return identity_of(parent.owner)
     raise OSError(errno.EROFS, "only snapshots can be made and removed")
 
 
@@ -561,29 +397,7 @@ def _ownership_of(status: procfs.Status, ctime_ns: int, *, live: bool) -> Owners
     return Ownership(status.uid, status.gid, ctime_ns, held_bytes, live)
 
 
-def _region(space: Space, node: VmaNode) -> Region:
-    region = space.region_at(node.start)
-    if region is None or not region.has_file or region.span.start != node.start:
-        pid = _identity_of(node.owner).pid
-        raise NoSuchEntry(f"process {pid} maps nothing from {node.start:#x} on any more")
-    return region
-
-
-def _link_target(node: ProcessNode, space: Space | None) -> bytes:
-    pid = _identity_of(node.owner).pid
-    if node.name is Name.PROC:
-        return b"/proc/%d" % pid
-    if node.name is Name.NAME_LINK:
-        return b"../../%d" % pid
-    region = None
-    if space is not None:
-        region = {Name.HEAP: space.heap, Name.STACK: space.stack, Name.TEXT: space.text}[node.name]()
-    if region is None or not region.has_file:
-        raise NoSuchEntry(f"process {pid} has no {node.name.name.lower()}")
-    return b"vmas/" + name_of(region.mapping)
-
-
-def _resident_by_region(space: Space, regions: Sequence[Region]) -> list[int]:
+def _resident_byregion_of(space: Space, regions: Sequence[Region]) -> list[int]:
     """Bytes that each of *regions*, in order, holds: one walk through the page tables for all."""
     held = [0] * len(regions)
     if not regions:

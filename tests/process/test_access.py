@@ -39,7 +39,7 @@ def test_a_process_of_another_user_may_not_be_read_and_the_error_says_what_to_do
                 AddressSpace(identity, VmaFlagsCache(), memory=True)
             tree = plain_tree()
             assert tree.attributes(ProcessNode(identity, Name.PROCESS)).uid == 0
-            for question in (tree.open, tree.attributes):
+            for question in (tree.contents.open, tree.attributes):
                 with pytest.raises(AccessDenied):
                     question(ProcessNode(identity, Name.MEM))
             with pytest.raises(AccessDenied):

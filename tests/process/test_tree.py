@@ -130,15 +130,15 @@ def test_links_lead_to_the_heap_the_stack_and_the_text(tree: Tree, everything: T
     names = {entry.name for entry in tree.list(vmas_of(everything.pid))}
     for link, label in ((b"heap", b"heap"), (b"stack", b"stack"), (b"text", os.fsencode(executable()))):
         entry = tree.lookup(process, link)
-        target = tree.read_link(entry.node, os.getpid())
+        target = tree.contents.read_link(entry.node, os.getpid())
         assert stat.S_ISLNK(entry.attributes.mode)
         assert entry.attributes.size_bytes == len(target)
         assert target.startswith(b"vmas/")
         assert target.removeprefix(b"vmas/") in names
         assert target.endswith(b"_" + label)
-    assert b"_r-xp_" in tree.read_link(ProcessNode(process.owner, Name.TEXT), 1)
+    assert b"_r-xp_" in tree.contents.read_link(ProcessNode(process.owner, Name.TEXT), 1)
     proc = tree.lookup(process, b"proc")
-    assert tree.read_link(proc.node, 1) == b"/proc/%d" % everything.pid
+    assert tree.contents.read_link(proc.node, 1) == b"/proc/%d" % everything.pid
 
 
 def executable() -> str:
@@ -147,21 +147,22 @@ def executable() -> str:
 
 
 def test_self_is_the_process_of_the_thread_that_asks(tree: Tree) -> None:
-    assert tree.read_link(SELF, os.getpid()) == b"%d" % os.getpid()
+    assert tree.contents.read_link(SELF, os.getpid()) == b"%d" % os.getpid()
     answers: list[bytes] = []
-    thread = threading.Thread(target=lambda: answers.append(tree.read_link(SELF, threading.get_native_id())))
+    read_link = tree.contents.read_link
+    thread = threading.Thread(target=lambda: answers.append(read_link(SELF, threading.get_native_id())))
     thread.start()
     thread.join()
     assert answers == [b"%d" % os.getpid()]
     with pytest.raises(NoSuchEntry):
-        tree.read_link(SELF, 0)
+        tree.contents.read_link(SELF, 0)
 
 
 def test_extended_attributes_tell_the_line_of_maps(tree: Tree, everything: Target) -> None:
     for mapping in everything.mappings:
         if not mapping.whole_vma or mapping.kind == "secretmem":
             continue
-        found = tree.extended_attributes(VmaNode(identify(everything.pid), mapping.start))
+        found = tree.contents.extended_attributes(VmaNode(identify(everything.pid), mapping.start))
         values = {name.removeprefix(b"user.memfs."): value for name, value in found.items()}
         assert set(values) == {
             *(b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags")
@@ -177,7 +178,7 @@ def test_extended_attributes_tell_the_line_of_maps(tree: Tree, everything: Targe
 
 def test_what_is_no_mapping_has_no_extended_attributes(tree: Tree, everything: Target) -> None:
     for name in (Name.PROCESS, Name.MEM, Name.MAPS):
-        assert tree.extended_attributes(ProcessNode(identify(everything.pid), name)) == {}
+        assert tree.contents.extended_attributes(ProcessNode(identify(everything.pid), name)) == {}
 
 
 def test_contents_are_those_of_the_process(tree: Tree, everything: Target, workspace: Workspace) -> None:
@@ -189,12 +190,12 @@ def test_contents_are_those_of_the_process(tree: Tree, everything: Target, works
             (VmaNode(identity, mapping.start), 0),
             (ProcessNode(identity, Name.MEM), mapping.start),
         ):
-            source = tree.open(node)
+            source = tree.contents.open(node)
             assert source.read_into(offset, view, workspace) == len(view)
             assert bytes(view) == mapping.expected(0, len(view))
             assert source.size_bytes in (mapping.length, flat.source.size_bytes)
             source.close()
-    maps = tree.open(ProcessNode(identity, Name.MAPS))
+    maps = tree.contents.open(ProcessNode(identity, Name.MAPS))
     text = memoryview(bytearray(maps.size_bytes))
     maps.read_into(0, text, workspace)
     maps.close()
@@ -204,7 +205,7 @@ def test_contents_are_those_of_the_process(tree: Tree, everything: Target, works
 def test_directories_have_no_content(tree: Tree, everything: Target) -> None:
     for node in (ROOT, BY_NAME, vmas_of(everything.pid), ProcessNode(identify(everything.pid), Name.PROCESS)):
         with pytest.raises(IsADirectoryError):
-            tree.open(node)
+            tree.contents.open(node)
 
 
 def kernel_thread() -> int:
@@ -274,7 +275,7 @@ def test_what_is_gone_does_not_exist(tree: Tree, tmp_path: Path) -> None:
         mapping, identity = target.mapping("private-runs"), identify(target.pid)
         vma = VmaNode(identity, mapping.start)
         target.unmap(mapping.start, mapping.length)
-        for question in (tree.attributes, tree.open, tree.extended_attributes):
+        for question in (tree.attributes, tree.contents.open, tree.contents.extended_attributes):
             with pytest.raises(NoSuchEntry):
                 question(vma)
         target.exit()
@@ -287,7 +288,7 @@ def test_what_is_gone_does_not_exist(tree: Tree, tmp_path: Path) -> None:
                 tree.attributes(node)
         for node in nodes[2:4]:
             with pytest.raises(NoSuchEntry):
-                tree.open(node)
+                tree.contents.open(node)
         with pytest.raises(NoSuchEntry):
             tree.lookup(ROOT, b"%d" % identity.pid)
 
@@ -326,7 +327,7 @@ def test_by_name_has_safe_names_that_lead_back(tree: Tree, tmp_path: Path, comm:
             assert directory.name == name
         assert tree.lookup(BY_NAME, directory.name).node == directory.node
         link = tree.lookup(directory.node, pid)
-        assert tree.read_link(link.node, 1) == b"../../" + pid
+        assert tree.contents.read_link(link.node, 1) == b"../../" + pid
         with pytest.raises(NoSuchEntry):
             tree.lookup(directory.node, b"1")
     with pytest.raises(NoSuchEntry):
@@ -370,7 +371,7 @@ def test_a_file_deeper_than_path_max_has_its_name_and_content(
             directory = vmas_of(child.pid)
             (entry,) = [each for each in tree.list(directory) if each.name.endswith(b"_file")]
             assert tree.lookup(directory, entry.name).node == entry.node
-            source = tree.open(entry.node)
+            source = tree.contents.open(entry.node)
             assert source.read_into(0, workspace.data[:PAGE], workspace) == PAGE
             assert bytes(workspace.data[:PAGE]) == b"deep" * 1024
             source.close()
@@ -382,9 +383,9 @@ def test_a_file_deeper_than_path_max_has_its_name_and_content(
 def test_a_heap_link_follows_the_heap(tree: Tree) -> None:
     with Child(str(Path(__file__).with_name("heap.py"))) as child:
         node = ProcessNode(identify(child.pid), Name.HEAP)
-        before = tree.read_link(node, 1)
+        before = tree.contents.read_link(node, 1)
         child.ask("grow")
-        after = tree.read_link(node, 1)
+        after = tree.contents.read_link(node, 1)
         line = next(line for line in read_maps(child.pid) if line.path == b"[heap]")
         assert before != after == b"vmas/%012x-%012x_rw-p_heap" % (line.span.start, line.span.end)
 

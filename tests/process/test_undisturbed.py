@@ -67,7 +67,7 @@ def test_looking_at_names_sizes_and_attributes_costs_the_target_nothing(everythi
     entries = [*tree.list(process), *tree.list(ProcessNode(process.owner, Name.VMAS))]
     for entry in entries:
         tree.attributes(entry.node)
-        tree.extended_attributes(entry.node)
+        tree.contents.extended_attributes(entry.node)
     assert len(entries) > len(everything.mappings)
     assert growth(before, everything.rss()) < MIB
 
