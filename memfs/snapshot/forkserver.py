@@ -73,7 +73,10 @@ def _serve(channel: socket.socket) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
     gc.freeze()
     while True:
-        mark, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        try:
+            mark, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        except ConnectionError:
+            break  # the daemon was killed
         if not mark:
             break
         with socket.socket(fileno=descriptors[0]) as theirs:

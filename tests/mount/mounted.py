@@ -4,6 +4,7 @@ The daemon runs as a user runs it: in the background, by the command ``memfs``. 
 subreaper (see `conftest`), so the daemon becomes its child, and its exit status can be asserted.
 """
 
+import contextlib
 import os
 import re
 import select
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from support.held import HeldMapping, Span
+from support.outside import children_of
 
 MEMFS = str(Path(sys.executable).with_name("memfs"))
 TIMEOUT_SECONDS = 20.0
@@ -170,6 +172,7 @@ class Mount:
         done = memfs("mount", "-o", options_text, self.path, user=user)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done
         (self.daemon,) = children() - before
+        (self._fork_server,) = children_of(self.daemon)
         self._reaped = False
 
     def process(self, pid: int) -> Path:
@@ -219,6 +222,8 @@ class Mount:
         if not pid:
             return None
         self._reaped = True
+        with contextlib.suppress(ChildProcessError):  # its parent has waited for it, or was killed
+            assert os.waitpid(self._fork_server, 0)[1] == 0
         return os.waitstatus_to_exitcode(status)
 
     def signal(self, number: signal.Signals) -> None:
