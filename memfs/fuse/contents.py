@@ -198,9 +198,9 @@ def region_of(space: Space, node: VmaNode) -> Region:
         NoSuchEntry: there is none any more.
     """
     region = space.region_at(node.start)
-    if region is None or not region.has_file or region.span.start != node.start:
+    if region is None or not region.has_file or region.span != Span(node.start, node.end):
         pid = identity_of(node.owner).pid
-        raise NoSuchEntry(f"process {pid} maps nothing from {node.start:#x} on any more")
+        raise NoSuchEntry(f"process {pid} maps nothing from {node.start:#x} to {node.end:#x} any more")
     return region
 
 

@@ -83,10 +83,15 @@ class ProcessNode:
 
 @attrs.frozen
 class VmaNode:
-    """The file of the VMA that begins at address *start*."""
+    """The file of the VMA from address *start* to *end*.
+
+    With other bounds it is another file: what the kernel keeps of a file, its size and cached pages,
+    must never be shown for memory of another extent.
+    """
 
     owner: Owner
     start: int
+    end: int
 
 
 @attrs.frozen
@@ -99,6 +104,13 @@ class SinceNode:
 
 Node = Fixed | CommDir | ProcessNode | VmaNode | SinceNode
 
+_Variant = tuple[Owner, int]
+"""Stands for the VMAs of an owner that begin where others began before, which ended elsewhere: the first
+such ones, the second, and so on."""
+
+_Key = Owner | bytes | _Variant
+"""What has a serial."""
+
 
 class Inodes:
     """Numbers for nodes, and nodes for numbers. Many threads ask at once."""
@@ -106,8 +118,10 @@ class Inodes:
     def __init__(self, living: Callable[[], AbstractSet[Owner | bytes]]) -> None:
         """*living* tells the processes and snapshots there are, and their names: these serials are kept."""
         self._living = living
-        self._serial_of: dict[Owner | bytes, int] = {}
-        self._owner_of: dict[int, Owner | bytes] = {}
+        self._serial_of: dict[_Key, int] = {}
+        self._key_of: dict[int, _Key] = {}
+        self._ends: dict[Owner, dict[int, int]] = {}
+        self._later_ends: dict[tuple[Owner, int], list[int]] = {}
         self._next_serial = 1
         self._prune_at = _FIRST_PRUNE
         self._far: list[int] = []
@@ -119,13 +133,33 @@ class Inodes:
             return int(node.name)
         if isinstance(node, CommDir):
             return self._serial(node.comm) << _WITHIN_BITS | Name.COMM
-        serial = self._serial(node.owner) << _WITHIN_BITS
         if isinstance(node, ProcessNode):
-            return serial | node.name
+            return self._serial(node.owner) << _WITHIN_BITS | node.name
         if isinstance(node, SinceNode):
-            return serial | _SINCE_BIT | node.serial
+            return self._serial(node.owner) << _WITHIN_BITS | _SINCE_BIT | node.serial
+        variant = self._variant_of(node)
+        serial = self._serial((node.owner, variant) if variant else node.owner)
         page = node.start // PAGE_BYTES
-        return serial | _VMA_BIT | (page if page < _FAR_BIT else self._far_number(page))
+        within = page if page < _FAR_BIT else self._far_number(page)
+        return serial << _WITHIN_BITS | _VMA_BIT | within
+
+    def _variant_of(self, node: VmaNode) -> int:
+        """0 for the first VMA that was seen to begin there, 1 for the next with another end …"""
+        first = self._ends.setdefault(node.owner, {}).setdefault(node.start, node.end)
+        if first == node.end:
+            return 0
+        with self._lock:
+            later = self._later_ends.setdefault((node.owner, node.start), [])
+            if node.end not in later:
+                later.append(node.end)
+            return later.index(node.end) + 1
+
+    def _vma_node(self, owner: Owner, variant: int, start: int) -> VmaNode:
+        try:
+            end = self._later_ends[owner, start][variant - 1] if variant else self._ends[owner][start]
+        except KeyError:
+            raise NoSuchEntry("the process of this file has ended") from None
+        return VmaNode(owner, start, end)
 
     def _far_number(self, page: int) -> int:
         with self._lock:
@@ -142,35 +176,43 @@ class Inodes:
         serial, within = divmod(number, 1 << _WITHIN_BITS)
         if not serial:
             return Fixed(Name(within))
-        owner = self._owner_of.get(serial)
-        if owner is None:
+        key = self._key_of.get(serial)
+        if key is None:
             raise NoSuchEntry("the process of this file has ended")
-        if isinstance(owner, bytes):
-            return CommDir(owner)
+        if isinstance(key, bytes):
+            return CommDir(key)
+        owner, variant = key if isinstance(key, tuple) else (key, 0)
         if within & _VMA_BIT:
             page = within & ~_VMA_BIT
-            return VmaNode(owner, PAGE_BYTES * (self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page))
+            page = self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page
+            return self._vma_node(owner, variant, PAGE_BYTES * page)
         if within & _SINCE_BIT and isinstance(owner, SnapshotId):
             return SinceNode(owner, within & ~_SINCE_BIT)
         return ProcessNode(owner, Name(within))
 
-    def _serial(self, owner: Owner | bytes) -> int:
-        serial = self._serial_of.get(owner)
+    def _serial(self, key: _Key) -> int:
+        serial = self._serial_of.get(key)
         if serial is None:
             with self._lock:
-                serial = self._serial_of.get(owner)
+                serial = self._serial_of.get(key)
                 if serial is None:
-                    if len(self._owner_of) >= self._prune_at:
+                    if len(self._key_of) >= self._prune_at:
                         self._prune()
                     serial = self._next_serial
                     self._next_serial += 1
-                    self._owner_of[serial] = owner
-                    self._serial_of[owner] = serial
+                    self._key_of[serial] = key
+                    self._serial_of[key] = serial
         return serial
 
     def _prune(self) -> None:
         """Forget who has ended; as many again may gather until the next time."""
         living = self._living()
-        self._owner_of = {serial: owner for serial, owner in self._owner_of.items() if owner in living}
-        self._serial_of = {owner: serial for serial, owner in self._owner_of.items()}
-        self._prune_at = max(_FIRST_PRUNE, 2 * len(self._owner_of))
+        self._key_of = {
+            serial: key
+            for serial, key in self._key_of.items()
+            if (key[0] if isinstance(key, tuple) else key) in living
+        }
+        self._serial_of = {key: serial for serial, key in self._key_of.items()}
+        self._ends = {owner: ends for owner, ends in self._ends.items() if owner in living}
+        self._later_ends = {place: ends for place, ends in self._later_ends.items() if place[0] in living}
+        self._prune_at = max(_FIRST_PRUNE, 2 * len(self._key_of))

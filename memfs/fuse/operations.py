@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import stat as stat_module
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -85,10 +84,10 @@ class _Listing:
 
 @attrs.define
 class _Opened:
-    """An inode that is open: how often, and the mtime that it keeps meanwhile."""
+    """An inode that is open: how often, and the attributes that it keeps meanwhile."""
 
+    found: Attributes
     times: int = 0
-    mtime_ns: int = 0
 
 
 class Operations(pyfuse3.Operations):
@@ -109,7 +108,7 @@ class Operations(pyfuse3.Operations):
         self._habits = ReadHabits()
         self._inode_of: dict[int, int] = {}
         self._opened: dict[int, _Opened] = {}
-        self._told: OrderedDict[int, int] = OrderedDict()
+        self._told: OrderedDict[int, Attributes] = OrderedDict()
 
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
@@ -141,24 +140,28 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        opened = self._opened.get(inode)
+        if opened is not None:
+            return _to_fuse(opened.found)
         node = self._tree.inodes.node_of(inode)
         return self._describe(await self._ask(self._tree.attributes, node))
 
     def _describe(self, found: Attributes) -> pyfuse3.EntryAttributes:
-        """A file's mtime stands still while it is open, at what was told before it was opened.
+        """A file's size and mtime stand still while it is open.
 
-        Else tar 1.35, which looks before it opens a file and when it has read it, would say that the
-        file changed.
+        Its size is that of what was opened, whatever became of its process: a copier would else
+        make zeros of the difference. Its mtime is what was told before it was opened: tar 1.35, which
+        looks before it opens a file and when it has read it, would else say that the file changed.
         """
         opened = self._opened.get(found.number)
         if opened is not None:
-            found = attrs.evolve(found, mtime_ns=opened.mtime_ns)
+            found = opened.found
         self._tell(found)
         return _to_fuse(found)
 
     def _tell(self, found: Attributes) -> None:
-        """Remember the mtime that a file is said to have, for the case that it is opened next."""
-        self._told[found.number] = found.mtime_ns
+        """Remember what is said of a file, for the case that it is opened next."""
+        self._told[found.number] = found
         self._told.move_to_end(found.number)
         if len(self._told) > _MOST_REMEMBERED:
             self._told.popitem(last=False)
@@ -223,7 +226,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
         node = self._tree.inodes.node_of(inode)
-        file, backing = await self._ask(self._open, node, inode, flags, ctx.pid)
+        file, backing, found = await self._ask(self._open, node, inode, flags, ctx.pid)
         number = self._handles.add(file)
         try:
             passed_through = self._backings.enter(inode, number, backing, direct=bool(flags & os.O_DIRECT))
@@ -232,16 +235,20 @@ class Operations(pyfuse3.Operations):
             raise
         if passed_through:
             file.trail = None
-        opened = self._opened.setdefault(inode, _Opened())
+        opened = self._opened.setdefault(inode, _Opened(found))
         opened.times += 1
-        opened.mtime_ns = self._told.get(inode, time.time_ns())
+        opened.found = found
         self._inode_of[number] = inode
         return pyfuse3.FileInfo(fh=number, direct_io=file.trail is None, keep_cache=False)
 
-    def _open(self, node: Node, inode: int, flags: int, caller: int) -> tuple[OpenFile, Backing | None]:
+    def _open(
+        self, node: Node, inode: int, flags: int, caller: int
+    ) -> tuple[OpenFile, Backing | None, Attributes]:
         """Open the file *node*, and choose whether its reader goes through the page cache."""
         source = self._tree.contents.open(node)
         try:
+            told = self._told.get(inode) or self._tree.attributes(node)
+            found = attrs.evolve(told, size_bytes=source.size_bytes)
             backing = source.backing()
             command = read_command(caller)
             uses_cache = (
@@ -252,7 +259,7 @@ class Operations(pyfuse3.Operations):
             raise
         trail = CacheTrail(inode) if uses_cache else None
         counter = ReadCounter(command, uses_cache=uses_cache)
-        return OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT)), backing
+        return OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT)), backing, found
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty."""

@@ -305,7 +305,7 @@ class Tree:
         return self._describe(node, FILE, ownership, size_bytes=size, held_bytes=held, mtime_ns=mtime_ns)
 
     def _describe_vma(self, owner: Owner, region: Region, ownership: Ownership, resident: int) -> Entry:
-        node = VmaNode(owner, region.span.start)
+        node = VmaNode(owner, region.span.start, region.span.end)
         # tar -S takes a file without a block for a hole all through, and does not read it.
         held = resident or (0 if region.kind is Kind.ANONYMOUS else PAGE_BYTES)
         attributes = self._describe(

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from mount.mounted import MEMFS, MIB, Mount, mounts_on, opened
+from mount.mounted import MEMFS, MIB, Mount, mounts_on, opened, run
 from support.child import Child
 from support.drivers import PidNamespace
 from support.held import HeldMapping
@@ -274,3 +274,26 @@ def test_a_pid_that_is_used_again_shows_no_byte_of_the_new_process(
     assert (done.status, done.stdout, done.stderr) == (0, b"", b"")
     assert mounts_on(inside) == []
     assert [line for line in log.read_text().splitlines() if " INFO " not in line] == []
+
+
+def test_what_is_mapped_where_something_longer_was_is_never_padded_with_zeros(
+    memfs: Mount, target: Target, tmp_path: Path
+) -> None:
+    """The kernel may still believe in the old name, and in its size."""
+    mapping = target.mapping("private-full")
+    old = memfs.vma(target.pid, mapping)
+    with opened(old) as descriptor:
+        os.listdir(memfs.process(target.pid) / "vmas")
+        assert old.stat().st_size == mapping.length
+        target.unmap(mapping.start + mapping.length // 2, mapping.length // 2)
+        copy = tmp_path / "copy"
+        for tool in (["cp", old, copy], ["dd", f"if={old}", f"of={copy}", "bs=4K"]):
+            done = run(*tool)
+            assert done.returncode == 1
+            assert not copy.exists()
+        assert os.fstat(descriptor).st_size == mapping.length
+        assert mapping.mismatch(0, os.pread(descriptor, 4 * PAGE, 0)) is None
+        assert _errno(lambda: os.pread(descriptor, PAGE, mapping.length // 2)) == errno.EIO
+    new = memfs.vma(target.pid, mapping)
+    assert new != old
+    assert len(new.read_bytes()) == new.stat().st_size == mapping.length // 2

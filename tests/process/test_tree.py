@@ -39,7 +39,9 @@ def vmas_of(pid: int) -> ProcessNode:
 
 def vma_at(tree: Tree, pid: int, start: int) -> Entry:
     """The entry of the mapping that begins at *start*."""
-    (entry,) = [each for each in tree.list(vmas_of(pid)) if each.node == VmaNode(identify(pid), start)]
+    (entry,) = [each for each in tree.list(vmas_of(pid)) if each.name.startswith(b"%012x-" % start)]
+    assert isinstance(entry.node, VmaNode)
+    assert (entry.node.owner, entry.node.start) == (identify(pid), start)
     return entry
 
 
@@ -162,7 +164,9 @@ def test_extended_attributes_tell_the_line_of_maps(tree: Tree, everything: Targe
     for mapping in everything.mappings:
         if not mapping.whole_vma or mapping.kind == "secretmem":
             continue
-        found = tree.contents.extended_attributes(VmaNode(identify(everything.pid), mapping.start))
+        found = tree.contents.extended_attributes(
+            VmaNode(identify(everything.pid), mapping.start, mapping.end)
+        )
         values = {name.removeprefix(b"user.memfs."): value for name, value in found.items()}
         assert set(values) == {
             *(b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags")
@@ -187,7 +191,7 @@ def test_contents_are_those_of_the_process(tree: Tree, everything: Target, works
     view = memoryview(bytearray(8 * PAGE))
     with FLAT.open(everything.pid, mapping.span) as flat:
         for node, offset in (
-            (VmaNode(identity, mapping.start), 0),
+            (VmaNode(identity, mapping.start, mapping.end), 0),
             (ProcessNode(identity, Name.MEM), mapping.start),
         ):
             source = tree.contents.open(node)
@@ -243,7 +247,7 @@ def test_names_that_are_no_mapping_do_not_exist(tree: Tree, everything: Target) 
     (mapping,) = mappings_of(everything, "private-runs")
     directory = vmas_of(everything.pid)
     right = b"%012x-%012x_rw-p_anon" % (mapping.start, mapping.end)
-    assert tree.lookup(directory, right).node == VmaNode(identify(everything.pid), mapping.start)
+    assert tree.lookup(directory, right).node == VmaNode(identify(everything.pid), mapping.start, mapping.end)
     for name in (
         *(
             b"",
@@ -273,7 +277,7 @@ def test_names_that_are_no_mapping_do_not_exist(tree: Tree, everything: Target) 
 def test_what_is_gone_does_not_exist(tree: Tree, tmp_path: Path) -> None:
     with Target("private-runs", directory=tmp_path) as target:
         mapping, identity = target.mapping("private-runs"), identify(target.pid)
-        vma = VmaNode(identity, mapping.start)
+        vma = VmaNode(identity, mapping.start, mapping.end)
         target.unmap(mapping.start, mapping.length)
         for question in (tree.attributes, tree.contents.open, tree.contents.extended_attributes):
             with pytest.raises(NoSuchEntry):

@@ -44,13 +44,23 @@ def test_numbers_of_the_living_survive_and_those_of_the_dead_lead_nowhere() -> N
     inodes = Inodes(lambda: {survivor, b"survivor"})
     lasting: tuple[Node, ...] = (ProcessNode(survivor, Name.MEM), CommDir(b"survivor"))
     kept = {node: inodes.number_of(node) for node in lasting}
-    dead = [inodes.number_of(VmaNode(Identity(2, tick), 0x1000)) for tick in range(20_000)]
+    dead = [inodes.number_of(VmaNode(Identity(2, tick), 0x1000, 0x2000)) for tick in range(20_000)]
     assert {node: inodes.number_of(node) for node in kept} == kept
     assert [inodes.node_of(number) for number in kept.values()] == list(kept)
     with pytest.raises(NoSuchEntry):
         inodes.node_of(dead[0])
-    again = inodes.number_of(VmaNode(Identity(2, 0), 0x1000))
+    again = inodes.number_of(VmaNode(Identity(2, 0), 0x1000, 0x2000))
     assert again not in dead
+
+
+def test_a_vma_with_another_end_is_another_file_and_both_are_found_again() -> None:
+    owner = Identity(1, 1)
+    inodes = Inodes(lambda: {owner})
+    nodes = [VmaNode(owner, start, end) for end in (0x9000, 0x5000, 0x7000) for start in (0x1000, 0x4000)]
+    numbers = [inodes.number_of(node) for node in nodes]
+    assert len(set(numbers)) == len(nodes)
+    assert [inodes.number_of(node) for node in nodes] == numbers
+    assert [inodes.node_of(number) for number in numbers] == nodes
 
 
 @pytest.fixture
