@@ -17,7 +17,7 @@ from support.held import HeldMapping
 from support.pattern import PAGE
 from support.target import Target
 
-KILLS = int(os.environ.get("MEMFS_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("MEMFS_TEST_KILLS", "3"))
 """How many copies are killed, for each kind of file system; the release was tried with 200."""
 
 

@@ -1,6 +1,6 @@
 """Snapshots in the tree: made by mkdir, let go by rmdir, and in between like a process that stands still.
 
-MEMFS_SNAPSHOTS sets how many are taken to see whether anything of them stays (50 unless set).
+MEMFS_SNAPSHOTS sets how many are taken to see whether anything of them stays (30 unless set).
 """
 
 import errno
@@ -32,7 +32,7 @@ from support.witness import Witness
 _KINDS = "private-runs", "private-full", "shared-anon", "memfd-shared", "file-private"
 _INSIDE = ["core", "heap", "info.json", "maps", "mem", "stack", "text", "vmas"]
 _NEW = 99
-_MANY = int(os.environ.get("MEMFS_SNAPSHOTS", "50"))
+_MANY = int(os.environ.get("MEMFS_SNAPSHOTS", "30"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A snapshot is not noticed: not by what a program sees of itself, nor by its children, clients, parent.
 
-MEMFS_SNAPSHOTS sets how many are taken of programs that look for it (40 unless set; 1000 for a long run),
+MEMFS_SNAPSHOTS sets how many are taken of programs that look for it (25 unless set; 1000 for a long run),
 MEMFS_KILLS how often the daemon is killed in between (6 unless set).
 """
 
@@ -24,7 +24,7 @@ from support.outside import children_of, thread_states
 from support.target import Target
 from support.witness import COPY_OFFSET, Witness
 
-_SNAPSHOTS = int(os.environ.get("MEMFS_SNAPSHOTS", "40"))
+_SNAPSHOTS = int(os.environ.get("MEMFS_SNAPSHOTS", "25"))
 _KILLS = int(os.environ.get("MEMFS_KILLS", "6"))
 _LIMIT_SECONDS = 40 + 0.2 * _SNAPSHOTS
 _MOMENTS = 8
