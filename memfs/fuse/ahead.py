@@ -199,7 +199,7 @@ class Trace:
 
     __slots__ = (
         "_ahead", "_bytes", "_chunks", "_closed", "_file", "_keeps", "_pause_bytes", "_position", "_reads",
-        "_resume_at", "_trusted", "_used",
+        "_resume_at", "_size", "_skips", "_stop", "_trusted", "_used",
     )  # fmt: skip
 
     def __init__(self, ahead: LookAhead, file: File) -> None:
@@ -215,6 +215,9 @@ class Trace:
         self._position = -1
         self._reads = 0
         self._bytes = 0
+        self._size = 0
+        self._stop = file.source.size_bytes
+        self._skips = False
 
     def enter(self) -> bool:
         """Use it; False where another thread does."""
@@ -240,29 +243,16 @@ class Trace:
         They stay where they are until :meth:`leave`.
         """
         if offset != self._position:
-            self._forget()
-            self._reads = self._bytes = self._resume_at = 0
+            self._begin_at(offset)
         self._position = offset + size
+        if self._position == self._stop:
+            self._skips = True
+        elif self._position > self._stop:
+            self._stop = self._file.source.size_bytes
+        self._size = size
         self._reads += 1
         self._bytes += size
-        chunks = self._chunks
-        while chunks and chunks[0].end <= offset:
-            self._ahead.drop(chunks.pop(0))
-        found = None
-        if chunks:
-            chunk = chunks[0]
-            if chunk.start > offset or offset + size > chunk.end:
-                self._forget()
-            elif not self._ahead.wait_for(chunk):
-                self._ahead.drop(chunks.pop(0))
-                if not self._trusted:
-                    self._pause(offset)
-            elif self._is_good(chunk, offset, size):
-                self._trusted = True
-                at = offset - chunk.start
-                found = chunk.buffer.whole[at : HEADER_ROOM + at + size]
-            else:
-                self._forget()
+        found = self._take(offset, size)
         alone = self._ahead.is_alone(self, size)
         if (
             alone
@@ -272,6 +262,46 @@ class Trace:
         ):
             self._order_more(offset + size)
         return found
+
+    def expect(self, start: int, end: int) -> None:
+        """Note that its reader was told that the data from *start* on end at *end*, in a hole.
+
+        One who has skipped a hole before will read them next, and no further.
+        """
+        if start != self._position:
+            self._begin_at(start)
+        self._stop = end
+        if self._skips and self._ahead.is_alone(self, self._size):
+            self._order_more(start + self._size)
+
+    def _take(self, offset: int, size: int) -> memoryview | None:
+        """What :meth:`advance` gives; what lies before *offset* is dropped."""
+        chunks = self._chunks
+        while chunks and chunks[0].end <= offset:
+            self._ahead.drop(chunks.pop(0))
+        if not chunks or chunks[0].start >= offset + size:
+            return None
+        chunk = chunks[0]
+        if not chunk.start <= offset <= offset + size <= chunk.end:
+            self._forget()
+            return None
+        if not self._ahead.wait_for(chunk):
+            self._ahead.drop(chunks.pop(0))
+            if not self._trusted:
+                self._pause(offset)
+            return None
+        if not self._is_good(chunk, offset, size):
+            self._forget()
+            return None
+        self._trusted = True
+        at = offset - chunk.start
+        return chunk.buffer.whole[at : HEADER_ROOM + at + size]
+
+    def _begin_at(self, offset: int) -> None:
+        self._forget()
+        self._position = offset
+        self._reads = self._bytes = self._resume_at = 0
+        self._stop = self._file.source.size_bytes
 
     def _is_good(self, chunk: _Chunk, offset: int, size: int) -> bool:
         """Whether what was read ahead may still be shown."""
@@ -293,7 +323,7 @@ class Trace:
             at = max(at, chunks[-1].end)
         ahead = len(chunks) - (1 if chunks and chunks[0].start < self._position else 0)
         while ahead < _DEPTH:
-            end = min(at + _CHUNK_BYTES, self._file.source.size_bytes)
+            end = min(at + _CHUNK_BYTES, self._stop)
             chunk = None
             if end > at:
                 chunk = self._ahead.order(self._file, at, end, is_trusted=self._trusted)

@@ -315,13 +315,8 @@ class _Server:
             with contextlib.suppress(CannotSplice):
                 self._splice(file, unique, offset, size)
                 return
-        trace = file.trace
-        if trace is None:
-            if file.fresh and not file.source.keeps:
-                self._copy(file, unique, offset, size)
-                return
-            trace = file.trace = Trace(self._plane.ahead, file)
-        if not trace.enter():
+        trace = self._trace_of(file)
+        if trace is None or not trace.enter():
             self._copy(file, unique, offset, size)
             return
         try:
@@ -334,6 +329,13 @@ class _Server:
             self._plane.switch.reply(whole[_HEAD_AT:])
         finally:
             trace.leave()
+
+    def _trace_of(self, file: OpenFile) -> Trace | None:
+        """Who reads ahead for it; None where each read shall see what is there at that moment."""
+        trace = file.trace
+        if trace is None and (file.source.keeps or not file.fresh):
+            trace = file.trace = Trace(self._plane.ahead, file)
+        return trace
 
     def _copy(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
         workspace = self._workspace
@@ -358,6 +360,9 @@ class _Server:
                 raise OSError(errno.ENXIO, "there is only a hole from here on")
         elif whence == frames.Whence.HOLE:
             found = source.next_hole(offset, self._workspace)
+            if (trace := self._trace_of(file)) is not None and trace.enter():
+                trace.expect(offset, found)
+                trace.leave()
         else:
             raise OSError(errno.EINVAL, "no such whence")
         self._plane.switch.reply(frames.seek_reply(unique, found))

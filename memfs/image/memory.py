@@ -23,6 +23,9 @@ from memfs.target.space import Space, unmapped
 
 _IN_PAGE_CACHE = (Kind.SHARED, Kind.PRIVATE_FILE, Kind.COPIED)
 _SCAN_AHEAD_BYTES = 8 << 20
+_FIRST_REACH_BYTES = 4 << 20
+_REACH_GROWTH = 16
+"""How far is looked for data or for a hole at first, and how many times as far each time after that."""
 _TOUCHED_S = 0.02
 """How long a page that was there is taken to be there. One that is gone meanwhile reads as zeros, as
 it should, but reading it maps the zero page into the target."""
@@ -350,19 +353,28 @@ class Memory(Source):
         return self._find_in_both(region, part, fd, scanner, data=data)
 
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
-        """By the page tables alone."""
+        """By the page tables alone: the kernel walks a little further than to what is looked for."""
         at = part.start
-        for run in self._space.pages(part.page_aligned(), scanner, 2):
-            if run.span.start > at:
-                self._nothing(Span(at, run.span.start))
+        reach_bytes = _FIRST_REACH_BYTES
+        while at < part.end:
+            window = Span(at, min(at + reach_bytes, part.end))
+            for run in self._space.pages(window.page_aligned(), scanner, 2):
+                if run.span.start > at:
+                    self._nothing(Span(at, run.span.start))
+                    if not data:
+                        return at
+                if run.held is data:
+                    at = max(part.start, run.span.start)
+                    if data:
+                        self._touched = run.span, time.monotonic() + _TOUCHED_S
+                    return at
+                at = run.span.end
+            if at < window.end:
+                self._nothing(Span(at, window.end))
                 if not data:
                     return at
-            if run.held is data:
-                return max(part.start, run.span.start)
-            at = run.span.end
-        if at < part.end:
-            self._nothing(Span(at, part.end))
-            return part.end if data else at
+                at = window.end
+            reach_bytes *= _REACH_GROWTH
         return part.end
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:

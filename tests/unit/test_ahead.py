@@ -12,6 +12,7 @@ from memfs.fuse.habits import ReadCounter
 from memfs.fuse.handles import OpenFile
 from memfs.image.source import HEADER_ROOM, Workspace
 from memfs.image.text import Text
+from memfs.linux.span import Span
 
 _SIZE = 8 << 20
 _BLOCK = 1 << 17
@@ -28,9 +29,11 @@ class _Source(Text):
         self.trusted = True
         self.closed = threading.Event()
         self.went_on = threading.Semaphore(0)
+        self.asked: list[Span] = []
 
     def read_into(self, offset: int, view: memoryview, workspace: Workspace) -> int:
         got = super().read_into(offset, view, workspace)
+        self.asked.append(Span(offset, offset + len(view)))
         self.went_on.release()
         return got
 
@@ -103,6 +106,38 @@ def test_nothing_goes_across_a_seek(trace: Trace, source: _Source, where: Callab
     there = where(at + _BLOCK)
     assert _next(trace, there) is None
     assert _next(trace, there + _BLOCK) is None
+
+
+def _skip_to(trace: Trace, start: int, end: int) -> None:
+    """Ask where the data end that begin at *start*."""
+    assert trace.enter()
+    trace.expect(start, end)
+    trace.leave()
+
+
+def test_who_skips_holes_finds_the_next_data_read_ahead_and_no_hole(trace: Trace, source: _Source) -> None:
+    run, gap = 4 * _BLOCK, 16 * _BLOCK
+    _skip_to(trace, 0, run)
+    assert [_next(trace, at) for at in range(0, run, _BLOCK)] == [None] * 4
+    _skip_to(trace, gap, gap + run)
+    assert _next(trace, gap) is None
+    assert source.went_on.acquire(timeout=30)
+    for at in range(gap + _BLOCK, gap + run, _BLOCK):
+        assert _next(trace, at) == _CONTENT[at : at + _BLOCK]
+    assert source.asked == [Span(gap + _BLOCK, gap + run)]
+
+
+def test_who_only_asks_for_holes_has_nothing_read_ahead(trace: Trace, source: _Source) -> None:
+    for start in range(0, _SIZE, 16 * _BLOCK):
+        _skip_to(trace, start, start + 8 * _BLOCK)
+    assert _next(trace, 0) is None
+    assert not source.went_on.acquire(blocking=False)
+
+
+def test_who_reads_on_into_a_hole_has_that_read_ahead_too(trace: Trace, source: _Source) -> None:
+    _skip_to(trace, 0, 2 * _BLOCK + 1)
+    at = _go(trace, source)
+    assert _next(trace, at) == _CONTENT[at : at + _BLOCK]
 
 
 def test_what_is_too_old_is_not_shown(trace: Trace, source: _Source, monkeypatch: pytest.MonkeyPatch) -> None:
