@@ -8,12 +8,11 @@ object that is mapped there; where nothing is, it is a hole.
 not every byte came out of the open mm itself is looked at again, after it was read.
 """
 
-import errno
 import os
-import threading
 import time
 
 from memfs.errors import RangeUnmapped
+from memfs.image.objects import Objects, find_in_file, to_file
 from memfs.image.source import Backing, Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.pipe import can_splice
@@ -46,18 +45,14 @@ class Memory(Source):
         self._layout = layout
         self._span = span
         self._flat = flat
-        self._objects: dict[tuple[tuple[int, int], int], int] = {}
-        self._opening = threading.Lock()
+        self._objects = Objects(space)
         self._touched = Span(0, 0), 0.0
         self._dense_up_to = -1
 
     def close(self) -> None:
         """Let go of the target and of all that was opened for it."""
         self._space.close()
-        objects, self._objects = self._objects, {}
-        for fd in objects.values():
-            if fd >= 0:
-                os.close(fd)
+        self._objects.close()
 
     def may_be_cached(self) -> bool:
         return not self._space.is_fetched(self._span)
@@ -74,7 +69,7 @@ class Memory(Source):
         if len(regions) != 1 or regions[0].kind is not Kind.SHARED or regions[0].span != self._span:
             return None
         region = regions[0]
-        fd = self._object(region) if not region.mapping.offset else -1
+        fd = self._objects.open(region.mapping) if not region.mapping.offset else -1
         if fd < 0:
             return None
         found = os.fstat(fd)
@@ -86,12 +81,28 @@ class Memory(Source):
     def read_into(self, offset: int, view: memoryview, workspace: Workspace) -> int:
         # The way of nearly every READ of private memory: what is known to be there is just read.
         start = offset + self._span.start
-        size = len(view)
-        touched, until = self._touched  # both at once: several threads may read
-        known = touched.start <= start and start + size <= touched.end and time.monotonic() < until
-        if known and self._space.read_present(start, view):
-            return size
+        end = start + len(view)
+        if self._is_held(start, end, workspace.scanner) and self._space.read_present(start, view):
+            return len(view)
         return super().read_into(offset, view, workspace)
+
+    def _is_held(self, start: int, end: int, scanner: Scanner) -> bool:
+        """Whether *start* to *end* is anonymous memory that is all there, a moment ago at least."""
+        touched, until = self._touched  # both at once: several threads may read
+        if touched.start <= start and end <= touched.end and time.monotonic() < until:
+            return True
+        region = self._layout.at(start)
+        if region is None or region.kind is not Kind.ANONYMOUS or end > region.span.end:
+            return False
+        # A reader that goes on in memory that is all there needs no scan for each piece of it.
+        ahead = _SCAN_AHEAD_BYTES if start == self._dense_up_to else 0
+        first, last = start & -PAGE_BYTES, -(-(end + ahead) // PAGE_BYTES) * PAGE_BYTES
+        held_end = self._space.held_end(first, min(last, region.span.end), scanner)
+        if held_end < end:
+            return False
+        self._touched = Span(first, held_end), time.monotonic() + _TOUCHED_S
+        self._dense_up_to = held_end
+        return True
 
     def still_there(self, offset: int, size: int) -> bool:
         start = offset + self._span.start
@@ -118,7 +129,7 @@ class Memory(Source):
 
     def _add_pieces(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
         if region.kind is Kind.ANONYMOUS:
-            self._add_anonymous(region, part, scanner, found)
+            self._add_anonymous(part, scanner, found)
         elif region.kind is Kind.PRIVATE_FILE:
             self._add_private_file(region, part, scanner, found)
         elif region.kind is Kind.SHARED:
@@ -150,17 +161,12 @@ class Memory(Source):
             raise unmapped(part.start)
         return _zeros(part.size)
 
-    def _add_anonymous(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
-        # A reader that goes on in memory that is all there needs no scan for each piece of it.
-        ahead = _SCAN_AHEAD_BYTES if part.start == self._dense_up_to else 0
-        reach = Span(part.start, min(part.end + ahead, region.span.end))
-        runs = list(self._space.pages(reach.page_aligned(), scanner))
-        first = runs[0] if runs else None
-        if first is not None and first.held and first.span.start <= part.start and part.end <= first.span.end:
-            self._touched = first.span, time.monotonic() + _TOUCHED_S
-            self._dense_up_to = first.span.end
+    def _add_anonymous(self, part: Span, scanner: Scanner, found: list[Piece]) -> None:
+        if self._is_held(part.start, part.end, scanner):
             found.append(self._memory(part))
-        elif any(not run.held for run in runs) and self._space.is_fetched(part):
+            return
+        runs = list(self._space.pages(part.page_aligned(), scanner))
+        if any(not run.held for run in runs) and self._space.is_fetched(part):
             found.append(self._fetched(part))
         else:
             self._add_runs(part, runs, found)
@@ -197,44 +203,29 @@ class Memory(Source):
         Behind the end of the file that page reads as zeros, or as what someone wrote there through a
         mapping: then it is in the page cache only, and seen only through the target.
         """
-        fd = self._object(region)
+        fd = self._objects.open(region.mapping)
         if fd < 0 or self._space.is_fetched(part):
             found.append(self._memory(part) if fd < 0 else self._fetched(part))
             return
-        to_file = _to_file(region)
+        into_file = to_file(region.mapping)
         backing = os.fstat(fd)
         self._space.ensure_unchanged(region.mapping, backing)
-        file_end = backing.st_size - to_file
+        file_end = backing.st_size - into_file
         last_page = Span(file_end, file_end).page_aligned()
         at = min(part.end, max(part.start, last_page.start))
         if at > part.start:
-            found.append(Piece(at - part.start, fd, part.start + to_file, cached=True))
+            found.append(Piece(at - part.start, fd, part.start + into_file, cached=True))
         tail = Span(at, min(part.end, max(at, last_page.end)))
         if tail and any(run.held for run in self._space.pages(last_page, scanner, 1)):
             found.append(self._memory(tail))
         elif tail:
             held_end = min(tail.end, max(tail.start, file_end))
             if held_end > tail.start:
-                found.append(Piece(held_end - tail.start, fd, tail.start + to_file, cached=True))
+                found.append(Piece(held_end - tail.start, fd, tail.start + into_file, cached=True))
             if held_end < tail.end:
                 found.append(_zeros(tail.end - held_end))
         if tail.end < part.end:
             raise unmapped(tail.end)
-
-    def _object(self, region: Region) -> int:
-        """A descriptor of what *region* maps; -1 where it cannot be opened."""
-        key = (region.mapping.device, region.mapping.inode)
-        fd = self._objects.get(key)
-        if fd is None:
-            with self._opening:
-                fd = self._objects.get(key)
-                if fd is None:
-                    try:
-                        fd = self._space.open_backing(region.mapping)
-                    except OSError:
-                        fd = -1
-                    self._objects[key] = fd
-        return fd
 
     def readable_bytes(self, region: Region, scanner: Scanner) -> int:
         """How many bytes of *region*, from its start, can be read: a file may end, a page be missing."""
@@ -250,7 +241,7 @@ class Memory(Source):
                     break
                 at = run.span.end
             return at - span.start
-        fd = self._object(region) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
+        fd = self._objects.open(region.mapping) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
         if fd < 0:
             return span.size
         backing = os.fstat(fd)
@@ -258,8 +249,8 @@ class Memory(Source):
             self._space.ensure_unchanged(region.mapping, backing)
         except RangeUnmapped:
             return 0
-        to_file = _to_file(region)
-        return Span(span.start, backing.st_size - to_file).page_aligned().clip(span).size
+        into_file = to_file(region.mapping)
+        return Span(span.start, backing.st_size - into_file).page_aligned().clip(span).size
 
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
@@ -342,14 +333,14 @@ class Memory(Source):
         if region.kind in (Kind.OPAQUE, Kind.ABSENT) or self._space.is_fetched(part):
             return part.start if data else part.end
         if region.kind is Kind.COPIED:
-            return _find_in_file(self._space.copied, part, 0, data=data)
+            return find_in_file(self._space.copied, part, 0, data=data)
         if region.kind is Kind.ANONYMOUS:
             return self._find_page(part, scanner, data=data)
-        fd = self._object(region)
+        fd = self._objects.open(region.mapping)
         if fd < 0:
             return part.start if data else part.end
         if region.kind is Kind.SHARED:
-            return _find_in_file(fd, part, _to_file(region), data=data)
+            return find_in_file(fd, part, to_file(region.mapping), data=data)
         return self._find_in_both(region, part, fd, scanner, data=data)
 
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
@@ -379,47 +370,21 @@ class Memory(Source):
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
-        at, to_file = part.start, _to_file(region)
+        at, into_file = part.start, to_file(region.mapping)
         for run in self._space.pages(part.page_aligned(), scanner):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))
-            if between and (at_file := _find_in_file(fd, between, to_file, data=data)) < between.end:
+            if between and (at_file := find_in_file(fd, between, into_file, data=data)) < between.end:
                 return at_file
             if data is (run.kind is PageKind.OWN):
                 return between.end
             at = run.span.end
-        return _find_in_file(fd, Span(at, part.end), to_file, data=data) if at < part.end else part.end
+        return find_in_file(fd, Span(at, part.end), into_file, data=data) if at < part.end else part.end
 
 
 def _zeros(size: int) -> Piece:
     return Piece(size, None, 0, cached=False)
-
-
-def _to_file(region: Region) -> int:
-    """What must be added to an address in *region* to have an offset in the object mapped there."""
-    return region.mapping.offset - region.span.start
-
-
-def _find_in_file(fd: int, part: Span, to_file: int, *, data: bool) -> int:
-    """Data or a hole in the mapped object, as an address; the end of *part* where there is none.
-
-    What lies behind the end of the file cannot be read by anyone: it counts as a hole.
-    """
-    begin = part.start + to_file
-    try:
-        at = os.lseek(fd, begin, os.SEEK_DATA if data else os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # behind the end, or nothing but a hole up to it
-            return part.end if data else part.start
-        if error.errno != errno.EINVAL:  # hugetlbfs does not know holes
-            raise
-        inside = begin < os.fstat(fd).st_size
-        return part.start if data == inside else part.end
-    if not data and at != begin:
-        # The hole at the end of a file begins with the page behind its last byte.
-        at = -(-at // PAGE_BYTES) * PAGE_BYTES
-    return min(max(at - to_file, part.start), part.end)
 
 
 def resident_bytes(space: Space, part: Span, scanner: Scanner) -> int:

@@ -164,6 +164,11 @@ class Layout:
         """The end of the highest mapping in user space; 0 where there is none."""
         return max((r.span.end for r in self.regions if r.span.end <= USER_END), default=0)
 
+    def at(self, address: int) -> Region | None:
+        """The region that covers *address*."""
+        index = bisect_right(self._starts, address) - 1
+        return self.regions[index] if index >= 0 and address < self.regions[index].span.end else None
+
     def over(self, span: Span) -> Iterator[Region]:
         """The regions that meet *span*, in order."""
         at = max(0, bisect_right(self._starts, span.start) - 1)

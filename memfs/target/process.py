@@ -278,6 +278,12 @@ class AddressSpace(Space):
         except ProcessLookupError:
             raise self.gone() from None
 
+    def held_end(self, start: int, end: int, scanner: Scanner) -> int:
+        try:
+            return scanner.held_end(self._pagemap, start, end)
+        except ProcessLookupError:
+            raise self.gone() from None
+
     def read_waiting(self, address: int, view: memoryview) -> int:
         """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
 

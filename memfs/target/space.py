@@ -76,6 +76,15 @@ class Space(abc.ABC):
             TargetExited, TargetReplaced: the mm is gone.
         """
 
+    def held_end(self, start: int, end: int, scanner: Scanner) -> int:
+        """Up to where, from *start* on and *end* at most, the page tables hold pages; all page-aligned.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+        run = next(self.pages(Span(start, end), scanner, 1), None)
+        return run.span.end if run is not None and run.held else start
+
     @abc.abstractmethod
     def read_waiting(self, address: int, view: memoryview) -> int:
         """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.

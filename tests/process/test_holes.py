@@ -8,6 +8,8 @@ from support.held import HeldMapping, Span, merge, subtract
 from support.pattern import PAGE
 from support.target import Target
 
+from memfs.linux import span as memfs_span
+
 CASES = [
     pytest.param(reader, kind, id=f"{kind}-{reader}")
     for kind in KINDS
@@ -64,6 +66,22 @@ def test_from_any_offset_the_next_data_and_hole_are_found(
                         assert opened.next_hole(address) == address
                         wanted = later[0] if later else mapping.end
                         assert min(opened.next_data(address), mapping.end) == wanted
+
+
+@pytest.mark.parametrize(("reader", "kind"), CASES)
+def test_what_is_held_from_an_address_on_ends_where_that_kind_of_page_does(
+    everything: Target, reader: Reader, kind: str
+) -> None:
+    for mapping in mappings_of(everything, kind):
+        with reader.open(everything.pid, mapping.span) as opened:
+            space, scanner = opened.source._space, opened.workspace.scanner
+            for edge in first_edges(mapping):
+                start = edge & -PAGE
+                if not mapping.start <= start < mapping.end:
+                    continue
+                run = next(space.pages(memfs_span.Span(start, mapping.end), scanner), None)
+                wanted = run.span.end if run is not None and run.held and run.span.start == start else start
+                assert space.held_end(start, mapping.end, scanner) == wanted
 
 
 def test_a_page_never_touched_is_a_hole_and_reads_as_zeros(everything: Target) -> None:

@@ -1,0 +1,69 @@
+"""What a process has mapped that is not its own: files, memfds, shared memory, open to be read.
+
+It knows mappings and descriptors, and nothing of page tables: those have a say in private mappings.
+"""
+
+import errno
+import os
+import threading
+
+from memfs.linux.procfs import Mapping
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target.space import Space
+
+
+class Objects:
+    """A descriptor for each object that an address space maps, opened when it is first asked for."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._opening = threading.Lock()
+        self._opened: dict[tuple[tuple[int, int], int], int] = {}
+
+    def open(self, mapping: Mapping) -> int:
+        """A descriptor of what *mapping* shows, open until :meth:`close`; -1 where it cannot be had."""
+        key = (mapping.device, mapping.inode)
+        fd = self._opened.get(key)
+        if fd is None:
+            with self._opening:
+                fd = self._opened.get(key)
+                if fd is None:
+                    try:
+                        fd = self._space.open_backing(mapping)
+                    except OSError:
+                        fd = -1
+                    self._opened[key] = fd
+        return fd
+
+    def close(self) -> None:
+        """Close them all; a second call does nothing."""
+        opened, self._opened = self._opened, {}
+        for fd in opened.values():
+            if fd >= 0:
+                os.close(fd)
+
+
+def to_file(mapping: Mapping) -> int:
+    """What must be added to an address in *mapping* to have an offset in the object."""
+    return mapping.offset - mapping.span.start
+
+
+def find_in_file(fd: int, part: Span, into_file: int, *, data: bool) -> int:
+    """Data or a hole in the mapped object, as an address; the end of *part* where there is none.
+
+    What lies behind the end of the file cannot be read by anyone: it counts as a hole.
+    """
+    begin = part.start + into_file
+    try:
+        at = os.lseek(fd, begin, os.SEEK_DATA if data else os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # behind the end, or nothing but a hole up to it
+            return part.end if data else part.start
+        if error.errno != errno.EINVAL:  # hugetlbfs does not know holes
+            raise
+        inside = begin < os.fstat(fd).st_size
+        return part.start if data == inside else part.end
+    if not data and at != begin:
+        # The hole at the end of a file begins with the page behind its last byte.
+        at = -(-at // PAGE_BYTES) * PAGE_BYTES
+    return min(max(at - into_file, part.start), part.end)
