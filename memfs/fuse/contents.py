@@ -7,7 +7,18 @@ says at the moment of the question, and these calls may block with it.
 import errno
 
 from memfs.errors import NoSuchEntry, TargetExited
-from memfs.fuse.inodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
+from memfs.fuse.inodes import (
+    ROOT_NUMBER,
+    Fixed,
+    Name,
+    Node,
+    Owner,
+    ProcessNode,
+    SinceNode,
+    VmaNode,
+    identity_of,
+    is_vma,
+)
 from memfs.fuse.names import DAEMON_XATTR, SNAPSHOT_XATTR, XATTR_PREFIX
 from memfs.image.memory import Memory
 from memfs.image.source import Source
@@ -25,7 +36,6 @@ from memfs.target.space import Space
 REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 """Links whose target only a look into the process tells."""
 
-_ROOT = Fixed(Name.ROOT)
 _SELF = Fixed(Name.SELF)
 
 
@@ -101,13 +111,6 @@ class Contents:
             return open_core(snapshot, full=self._full_cores)
         finally:
             snapshot.drop()
-
-    def attribute_names(self, node: Node) -> bytes:
-        """The names of all extended attributes of *node*, each ended by a NUL.
-
-        The process is not looked at, so this is an answer at once: VMA files have attributes.
-        """
-        return _XATTR_NAMES if isinstance(node, VmaNode) else _ROOT_XATTR_NAMES if node == _ROOT else b""
 
     def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
         """All extended attributes of *node* by name, those that are not listed too."""
@@ -189,6 +192,14 @@ _XATTR_NAMES = b"".join(
     )
 )  # fmt: skip
 _ROOT_XATTR_NAMES = DAEMON_XATTR + b"\0"
+
+
+def attribute_names(number: int) -> bytes:
+    """The names of all extended attributes of the inode *number*, each ended by a NUL.
+
+    Neither the process nor a table is looked at: VMA files have attributes, and so has the root.
+    """
+    return _XATTR_NAMES if is_vma(number) else _ROOT_XATTR_NAMES if number == ROOT_NUMBER else b""
 
 
 def region_of(space: Space, node: VmaNode) -> Region:

@@ -33,16 +33,14 @@ class Whence(enum.IntEnum):
 
 # struct fuse_in_header: len opcode unique, and 24 bytes more: nodeid uid gid pid total_extlen padding
 _IN_HEADER = struct.Struct("=IIQ24x")
-# the nodeid in it
-_NODE_ID = struct.Struct("=Q")
-_NODE_ID_AT = 16
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
 _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
-# struct fuse_getxattr_in, and fuse_getxattr_out, of LISTXATTR too: size padding
-_GETXATTR_IN = _GETXATTR_OUT = struct.Struct("=II")
+# struct fuse_getxattr_out, of LISTXATTR too: size padding; and fuse_getxattr_in, the same, behind the nodeid
+_GETXATTR_OUT = struct.Struct("=II")
+_NODE_ID_AND_GETXATTR_IN = struct.Struct("=16xQ16xI4x")
 _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_out_header: len error unique
 _OUT_HEADER = struct.Struct("=IiQ")
@@ -118,9 +116,10 @@ def parse_seek(frame: memoryview) -> SeekRequest:
 
 
 def parse_list_names(frame: memoryview) -> ListNamesRequest:
-    """A LISTXATTR."""
-    size, _ = _body(_GETXATTR_IN, frame)
-    return ListNamesRequest(_NODE_ID.unpack_from(frame, _NODE_ID_AT)[0], size)
+    """A LISTXATTR, its header too."""
+    if len(frame) < _NODE_ID_AND_GETXATTR_IN.size:
+        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
+    return ListNamesRequest._make(_NODE_ID_AND_GETXATTR_IN.unpack_from(frame))
 
 
 def parse_interrupt(frame: memoryview) -> int:

@@ -112,6 +112,11 @@ _Key = Owner | bytes | _Variant
 """What has a serial."""
 
 
+def is_vma(number: int) -> bool:
+    """Whether an inode number is that of the file of a VMA."""
+    return number & _VMA_BIT != 0
+
+
 class Inodes:
     """Numbers for nodes, and nodes for numbers. Many threads ask at once."""
 

@@ -13,6 +13,7 @@ import trio
 
 from memfs.errors import CannotMount
 from memfs.fuse.backing import Backings
+from memfs.fuse.contents import attribute_names
 from memfs.fuse.handles import Handles
 from memfs.fuse.operations import Operations
 from memfs.fuse.options import MountOptions, SpliceMode
@@ -67,7 +68,7 @@ def _mount_and_serve(
             raise CannotMount(f"{mountpoint} was unmounted at once")
         tree.contents.own_device = snapshots.own_device = mount.device
         mounted()
-        unmount = trio.run(_serve_planes, mount.device, tree, handles, backings, options)
+        unmount = trio.run(_serve_planes, mount.device, handles, backings, options)
     finally:
         # Without a mount libfuse must not look for one: someone else's may be in its place.
         pyfuse3.close(unmount=unmount)
@@ -95,9 +96,7 @@ def _mount(operations: Operations, mountpoint: Path) -> None:
         os.close(caught)
 
 
-async def _serve_planes(
-    device: Device, tree: Tree, handles: Handles, backings: Backings, options: MountOptions
-) -> bool:
+async def _serve_planes(device: Device, handles: Handles, backings: Backings, options: MountOptions) -> bool:
     """Run both planes; returns whether the mount still stands."""
     token = trio.lowlevel.current_trio_token()
     unmounted = False
@@ -122,7 +121,7 @@ async def _serve_planes(
             handles,
             splice=_usable(options.splice),
             latency=latency,
-            attribute_names=lambda number: tree.contents.attribute_names(tree.inodes.node_of(number)),
+            attribute_names=attribute_names,
             on_end=end_from_thread,
         )
         switch.start()

@@ -260,19 +260,13 @@ class _Server:
             seek = frames.parse_seek(frame)
             self._serve(head.unique, seek.handle, self._seek, seek.offset, seek.whence)
         elif opcode == _LISTXATTR:
-            self._list_names(head.unique, frames.parse_list_names(frame))
+            inode, size = frames.parse_list_names(frame)
+            names = self._plane.attribute_names(inode)
+            self._plane.switch.reply(frames.list_names_reply(head.unique, names, size))
         elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
             return
         elif opcode not in _FORGETS:
             self._plane.switch.forward(head, frame)
-
-    def _list_names(self, unique: int, request: frames.ListNamesRequest) -> None:
-        try:
-            names = self._plane.attribute_names(request.inode)
-            reply = frames.list_names_reply(unique, names, request.size)
-        except MemfsError as error:
-            reply = frames.error_reply(unique, errno_of(error))
-        self._plane.switch.reply(reply)
 
     def _serve(
         self,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.inodes import ROOT_NUMBER, CommDir, Fixed, Inodes, Name, Node, ProcessNode, VmaNode
+from memfs.fuse.inodes import ROOT_NUMBER, CommDir, Fixed, Inodes, Name, Node, ProcessNode, VmaNode, is_vma
 from memfs.linux.span import PAGE_BYTES
 from memfs.target.identity import Identity
 
@@ -32,6 +32,7 @@ def test_a_number_leads_back_to_its_node_and_no_two_share_one(several: list[Node
     assert [inodes.node_of(number) for number in numbers] == several
     assert [inodes.number_of(node) for node in several] == numbers
     assert len(set(numbers)) == len(set(several))
+    assert [is_vma(number) for number in numbers] == [isinstance(node, VmaNode) for node in several]
     assert all(0 < number < 1 << 64 for number in numbers)
 
 
