@@ -101,42 +101,43 @@ def by_tool(lab: Lab, memory: Memory, tool: Tool) -> tuple[Contender, ...]:
     return tuple(contender(name, feed) for name, feed in feeds(lab, memory).items())
 
 
-def dd_argv(feed: Feed, block_bytes: int, *, direct: bool = False) -> list[str | Path]:
-    """dd of all of it, to stdout."""
-    if feed.file is not None:
-        return ["dd", f"if={feed.file}", f"bs={block_bytes}", "status=none", *["iflag=direct"] * direct]
+def dd_argv(
+    feed: Feed, block_bytes: int, *, start: int = 0, size_bytes: int | None = None, direct: bool = False
+) -> list[str]:
+    """dd to stdout of *size_bytes* from *start* on, all where not given."""
     memory = feed.memory
+    file, base = (feed.file, 0) if feed.file is not None else (f"/proc/{memory.pid}/mem", memory.start)
+    count = memory.size_bytes if size_bytes is None else size_bytes
+    flags = "skip_bytes,count_bytes" + ",direct" * (direct and feed.file is not None)
     return [
-        "dd", f"if=/proc/{memory.pid}/mem", f"bs={block_bytes}", "status=none",
-        f"skip={memory.start}", f"count={memory.size_bytes}", "iflag=skip_bytes,count_bytes",
+        "dd", f"if={file}", f"bs={block_bytes}", "status=none",
+        f"skip={base + start}", f"count={count}", f"iflag={flags}",
     ]  # fmt: skip
 
 
-def dd(block_bytes: int, *, direct: bool = False) -> Tool:
-    """dd to /dev/null. /proc/PID/mem cannot be opened O_DIRECT: it is read as ever then."""
+def dd(block_bytes: int, *, most_bytes: int | None = None, direct: bool = False) -> Tool:
+    """dd to /dev/null, of *most_bytes* at most.
+
+    /proc/PID/mem cannot be opened O_DIRECT: it is read as ever then.
+    """
 
     def tool(lab: Lab, feed: Feed) -> Sample:  # noqa: ARG001 as all tools
-        done = run([*dd_argv(feed, block_bytes, direct=direct), "of=/dev/null"])
-        expect("bytes that dd wrote", done.moved.written_bytes, feed.memory.size_bytes)
-        return feed.sample(done.seconds)
+        size = min(feed.memory.size_bytes, most_bytes or feed.memory.size_bytes)
+        done = run([*dd_argv(feed, block_bytes, size_bytes=size, direct=direct), "of=/dev/null"])
+        expect("bytes that dd wrote", done.moved.written_bytes, size)
+        return Sample(done.seconds, size)
 
     return tool
 
 
 def read_together(lab: Lab, parts: Sequence[tuple[Feed, int, int]], block_bytes: int) -> Sample:  # noqa: ARG001
     """Several dd at once, each of a stretch of its feed: how much they read together."""
-    argvs = [_dd_part_argv(feed, start, size, block_bytes) for feed, start, size in parts]
+    argvs = [
+        [*dd_argv(feed, block_bytes, start=start, size_bytes=size), "of=/dev/null"]
+        for feed, start, size in parts
+    ]
     seconds = run_together(argvs)
     return Sample(seconds, sum(size for _, _, size in parts))
-
-
-def _dd_part_argv(feed: Feed, start: int, size: int, block_bytes: int) -> list[str | Path]:
-    file: Path | str = feed.file if feed.file is not None else f"/proc/{feed.memory.pid}/mem"
-    skipped = start if feed.file is not None else start + feed.memory.start
-    return [
-        "dd", f"if={file}", "of=/dev/null", f"bs={block_bytes}", "status=none",
-        f"skip={skipped}", f"count={size}", "iflag=skip_bytes,count_bytes",
-    ]  # fmt: skip
 
 
 def spliced(lab: Lab, feed: Feed) -> Sample:  # noqa: ARG001 as all tools

@@ -19,7 +19,7 @@ from pathlib import Path
 import attrs
 import machine
 from commands import CommandFailed
-from compare import compare
+from compare import NotResultsError, compare
 from contenders import Contender
 from lab import Lab, Scale
 from plot import by_read_size, by_readers
@@ -33,6 +33,7 @@ _QUICK = Scale(
 )
 _SETTLE_S = 0.25
 _FAILED = 1
+_USAGE = 2
 _INTERRUPTED = 130
 
 
@@ -179,7 +180,11 @@ def _draw(directory: Path, outcome: Outcome) -> None:
 
 
 def _check(before: Path, after: Path, only: re.Pattern[str] | None) -> int:
-    changes = compare(before, after, only)
+    try:
+        changes = compare(before, after, only)
+    except NotResultsError as error:
+        _progress(f"run.py: {error}")
+        return _USAGE
     print("\n".join(map(str, changes)))
     worse = sum(change.is_worse for change in changes)
     print(f"{len(changes)} ratios, {worse} worse")
@@ -194,7 +199,7 @@ def main() -> int:
     rows = [row for row in all_rows() if options.only is None or options.only.search(row.name)]
     if options.list or not rows:
         print("\n".join(row.name for row in rows) or "no row has such a name")
-        return 0 if rows else 2
+        return 0 if rows else _USAGE
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     facts = machine.describe()
     outcome = Outcome()
