@@ -135,6 +135,15 @@ def opened(path: Path, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
+def error_of(action: Callable[[], object]) -> int | None:
+    """The errno with which *action* fails; None where it does not."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+    return None
+
+
 def read_all(descriptor: int, length: int, offset: int = 0) -> bytes:
     """The *length* bytes at *offset*, fewer only at the end of the file."""
     content = bytearray()
@@ -184,6 +193,16 @@ class Mount:
         vmas = self.process(pid) / "vmas"
         (name,) = (name for name in os.listdir(vmas) if name.startswith(f"{mapping.start:012x}-"))
         return vmas / name
+
+    @contextmanager
+    def snapshot(self, pid: int, name: str = "one") -> Iterator[Path]:
+        """A snapshot of a process, for the time of a ``with`` block."""
+        path = self.process(pid) / "snapshots" / name
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            path.rmdir()
 
     def declare(self, pattern: str) -> None:
         """Say that exactly one line above INFO will match *pattern*."""

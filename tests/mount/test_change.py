@@ -2,13 +2,13 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
 import pytest
-from mount.mounted import MEMFS, MIB, Mount, mounts_on, opened, run
+from mount.mounted import MEMFS, MIB, Mount, error_of, mounts_on, opened, run
 from support.child import Child
 from support.drivers import PidNamespace
 from support.held import HeldMapping
@@ -26,21 +26,13 @@ def target(tmp_path: Path) -> Iterator[Target]:
         yield target
 
 
-def _errno(action: Callable[[], object]) -> int | None:
-    try:
-        action()
-    except OSError as error:
-        return error.errno
-    return None
-
-
 def _answers(descriptor: int, size: int, start: int = 0) -> set[int | None]:
     """What reading and seeking anywhere in *size* bytes at *start* ends with; None: it succeeded."""
     offsets = range(start, start + size, 64 * PAGE)
-    reads = {_errno(lambda at=at: os.pread(descriptor, 64 * PAGE, at)) for at in offsets}  # type: ignore[misc]
+    reads = {error_of(lambda at=at: os.pread(descriptor, 64 * PAGE, at)) for at in offsets}  # type: ignore[misc]
     return reads | {
-        _errno(lambda: os.lseek(descriptor, start, os.SEEK_DATA)),
-        _errno(lambda: os.lseek(descriptor, start, os.SEEK_HOLE)),
+        error_of(lambda: os.lseek(descriptor, start, os.SEEK_DATA)),
+        error_of(lambda: os.lseek(descriptor, start, os.SEEK_HOLE)),
     }
 
 
@@ -113,9 +105,9 @@ def test_who_comes_after_the_end_gets_enoent(memfs: Mount, target: Target) -> No
     try:
         target.exit()
         for path in ("mem", "maps", f"vmas/{name}"):
-            assert _errno(lambda path=path: os.open(path, os.O_RDONLY, dir_fd=directory)) == errno.ENOENT  # type: ignore[misc]
+            assert error_of(lambda path=path: os.open(path, os.O_RDONLY, dir_fd=directory)) == errno.ENOENT  # type: ignore[misc]
             assert (
-                _errno(lambda path=path: os.open(memfs.process(target.pid) / path, os.O_RDONLY))
+                error_of(lambda path=path: os.open(memfs.process(target.pid) / path, os.O_RDONLY))
                 == errno.ENOENT
             )  # type: ignore[misc]
     finally:
@@ -144,7 +136,7 @@ def test_what_was_unmapped_is_an_error(either_memfs: Mount, target: Target, kind
     with opened(either_memfs.vma(target.pid, mapping)) as descriptor:
         target.unmap(mapping.start + 64 * PAGE, 64 * PAGE)
         for at in range(64, 128, 16):
-            assert _errno(lambda at=at: os.pread(descriptor, 16 * PAGE, at * PAGE)) == errno.EIO  # type: ignore[misc]
+            assert error_of(lambda at=at: os.pread(descriptor, 16 * PAGE, at * PAGE)) == errno.EIO  # type: ignore[misc]
         for at in (0, 128):
             got = os.pread(descriptor, 64 * PAGE, at * PAGE)
             assert (len(got), mapping.mismatch(at * PAGE, got)) == (64 * PAGE, None)
@@ -229,7 +221,7 @@ def namespace() -> Iterator[PidNamespace]:
 def _file_of_new_process(process: Path, mapping: HeldMapping) -> Path:
     """Its VMA file, as soon as the kernel has forgotten whose name that was before."""
     deadline = monotonic() + 5
-    while refusal := _errno(lambda: os.listdir(process / "vmas")):
+    while refusal := error_of(lambda: os.listdir(process / "vmas")):
         assert refusal in (errno.ENOENT, errno.ESRCH)
         assert monotonic() < deadline
     vmas = process / "vmas"
@@ -260,7 +252,7 @@ def test_a_pid_that_is_used_again_shows_no_byte_of_the_new_process(
         for descriptor, start, mapping in descriptors:
             assert _answers(descriptor, mapping.length, start) == {errno.ESRCH}
         for name in ("mem", "maps", "vmas"):
-            assert _errno(lambda name=name: os.open(name, os.O_RDONLY, dir_fd=directory)) in (
+            assert error_of(lambda name=name: os.open(name, os.O_RDONLY, dir_fd=directory)) in (
                 errno.ENOENT,
                 errno.ESRCH,
             )  # type: ignore[misc]
@@ -293,7 +285,7 @@ def test_what_is_mapped_where_something_longer_was_is_never_padded_with_zeros(
             assert not copy.exists()
         assert os.fstat(descriptor).st_size == mapping.length
         assert mapping.mismatch(0, os.pread(descriptor, 4 * PAGE, 0)) is None
-        assert _errno(lambda: os.pread(descriptor, PAGE, mapping.length // 2)) == errno.EIO
+        assert error_of(lambda: os.pread(descriptor, PAGE, mapping.length // 2)) == errno.EIO
     new = memfs.vma(target.pid, mapping)
     assert new != old
     assert len(new.read_bytes()) == new.stat().st_size == mapping.length // 2

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,17 +37,6 @@ def left_in(directory: Path) -> set[str]:
     return set(os.listdir(directory)) - {"lost+found"}
 
 
-@contextmanager
-def snapshot_of(mount: Mount, pid: int, name: str) -> Iterator[Path]:
-    """A snapshot for the time of a ``with`` block."""
-    path = mount.process(pid) / "snapshots" / name
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        path.rmdir()
-
-
 @pytest.mark.parametrize("options", [(), ("--verify",), ("--checksum",)], ids=["plain", "verify", "checksum"])
 def test_the_copy_of_a_file_has_its_bytes_and_its_holes(
     memfs: Mount, holder: Target, tmp_path: Path, options: tuple[str, ...]
@@ -71,7 +59,7 @@ def test_the_copy_of_a_file_has_its_bytes_and_its_holes(
 def test_a_file_that_ends_inside_a_page_is_copied_to_its_last_byte(
     memfs: Mount, holder: Target, tmp_path: Path
 ) -> None:
-    with snapshot_of(memfs, holder.pid, "odd") as snapshot:
+    with memfs.snapshot(holder.pid, "odd") as snapshot:
         for name in ("maps", "core", "info.json"):
             check(MEMFS, "copy", "--verify", snapshot / name, tmp_path / "copy")
             assert name == "core" or (snapshot / name).stat().st_size % PAGE
@@ -81,7 +69,7 @@ def test_a_file_that_ends_inside_a_page_is_copied_to_its_last_byte(
 @pytest.mark.parametrize("source", ["live", "snapshot"])
 def test_a_directory_is_copied_whole(memfs: Mount, holder: Target, tmp_path: Path, source: str) -> None:
     target = tmp_path / "image"
-    with snapshot_of(memfs, holder.pid, "whole") as snapshot:
+    with memfs.snapshot(holder.pid, "whole") as snapshot:
         directory = memfs.process(holder.pid) if source == "live" else snapshot
         for _ in range(2):  # the second takes the place of the first
             check(MEMFS, "copy", directory, target)
@@ -108,7 +96,7 @@ def test_a_process_and_a_snapshot_can_be_named_in_short(memfs: Mount, holder: Ta
     inside = ("unshare", "--mount", "sh", "-c", f'mount --bind {memfs.path} /mnt; exec "$@"', "sh")
     check(*inside, MEMFS, "copy", f"{holder.pid}/vmas/{name}", tmp_path / "file")
     assert wrong(mapping, (tmp_path / "file").read_bytes()) is None
-    with snapshot_of(memfs, holder.pid, "short"):
+    with memfs.snapshot(holder.pid, "short"):
         check(*inside, MEMFS, "copy", f"{holder.pid}/snapshots/short", tmp_path / "tree")
     assert wrong(mapping, (tmp_path / "tree/vmas" / name).read_bytes()) is None
 

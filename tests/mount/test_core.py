@@ -25,7 +25,6 @@ from support.cores import (
     Load,
     PythonProgram,
     ThreadsProgram,
-    build_threads,
     complaints,
     holes_and_data,
     parse_core,
@@ -64,12 +63,6 @@ _FULL = (
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that most cores here are of, compiled."""
-    return build_threads(tmp_path_factory.mktemp("program"))
-
-
-@pytest.fixture(scope="module")
 def memfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests that want nothing special of it."""
     with mounted(tmp_path_factory.mktemp("mount"), limit_seconds=_MODULE_SECONDS) as mount:
@@ -77,9 +70,9 @@ def memfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
 
 
 @pytest.fixture
-def threads(program: Path, tmp_path: Path) -> Iterator[ThreadsProgram]:
-    """That program, each of its threads at its place."""
-    with ThreadsProgram(program, tmp_path / "threads") as target:
+def threads(tmp_path: Path) -> Iterator[ThreadsProgram]:
+    """The program that most cores here are of, each of its threads at its place."""
+    with ThreadsProgram(tmp_path / "threads") as target:
         yield target
         wait_until_let_go(target.pid)  # else its copy, an orphan, would come to this process
 
@@ -271,11 +264,11 @@ def test_a_full_core_leaves_nothing_out(threads: ThreadsProgram, tmp_path: Path)
 
 @pytest.mark.parametrize("core_filter", _FILTERS, ids=hex)
 def test_a_core_has_the_segments_of_a_core_of_the_kernel(
-    memfs: Mount, program: Path, tmp_path: Path, core_filter: int
+    memfs: Mount, tmp_path: Path, core_filter: int
 ) -> None:
     if reason := why_no_kernel_core():
         pytest.skip(reason)
-    with ThreadsProgram(program, tmp_path / "threads", core_filter=core_filter) as target:
+    with ThreadsProgram(tmp_path / "threads", core_filter=core_filter) as target:
         target.stop()
         readable = _readable(target.pid)
         ours, theirs = _copy(memfs, target.pid, tmp_path), parse_core(target.dump())
@@ -300,10 +293,8 @@ def many_mappings_allowed() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_mappings_allowed")
-def test_a_core_may_have_more_segments_than_a_header_can_count(
-    memfs: Mount, program: Path, tmp_path: Path
-) -> None:
-    with ThreadsProgram(program, tmp_path / "threads", vmas=_MANY_VMAS) as target:
+def test_a_core_may_have_more_segments_than_a_header_can_count(memfs: Mount, tmp_path: Path) -> None:
+    with ThreadsProgram(tmp_path / "threads", vmas=_MANY_VMAS) as target:
         target.stop()
         core = _copy(memfs, target.pid, tmp_path)
         lines = read_maps(target.pid)

@@ -16,6 +16,7 @@ from mount.mounted import (
     Mount,
     check,
     complaint,
+    error_of,
     memfs,
     mounted,
     open_descriptors,
@@ -39,15 +40,6 @@ _MANY = int(os.environ.get("MEMFS_SNAPSHOTS", "30"))
 def target(tmp_path: Path) -> Iterator[Target]:
     with Target(*_KINDS, directory=tmp_path) as made:
         yield made
-
-
-def _error(action: Callable[[], object]) -> int | None:
-    """The errno with which *action* fails; None where it does not."""
-    try:
-        action()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def test_a_directory_that_is_made_is_a_snapshot_with_all_that_a_process_has(
@@ -134,7 +126,7 @@ def test_only_snapshots_can_be_made_and_removed(memfs: Mount, target: Target) ->
         *((directory.rmdir, errno.EROFS) for directory in (process, process / "vmas", one / "vmas")),
         ((memfs.path / "999999999" / "snapshots" / "new").mkdir, errno.ENOENT),
     ]
-    assert [_error(action) for action, _ in cases] == [number for _, number in cases]
+    assert [error_of(action) for action, _ in cases] == [number for _, number in cases]
     assert os.listdir(snapshots) == ["one"]
     (snapshots / ("n" * 255)).mkdir()
     (snapshots / "odd \n name").mkdir()

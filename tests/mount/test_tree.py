@@ -12,7 +12,7 @@ from errno import ENAMETOOLONG, ENOENT, ENXIO, ERANGE, EROFS
 from pathlib import Path
 
 import pytest
-from mount.mounted import Mount, check, opened, run
+from mount.mounted import Mount, check, error_of, opened, run
 from support.held import Span, merge, subtract
 from support.kinds import SMALL_VMAS
 from support.outside import MapsLine, read_maps
@@ -51,15 +51,6 @@ HOLED_KINDS = (
 
 def _readable(lines: tuple[MapsLine, ...]) -> list[MapsLine]:
     return [line for line in lines if not line.path.startswith(_NO_ONE_READS)]
-
-
-def _fails(action: Callable[[], object]) -> int | None:
-    """The errno with which *action* fails."""
-    try:
-        action()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def test_vmas_has_one_file_for_each_mapping_that_can_be_read(memfs: Mount, holder: Target) -> None:
@@ -119,7 +110,7 @@ def test_blocks_tell_what_is_resident(memfs: Mount, holder: Target, kind: str) -
 def _data_spans(descriptor: int, size: int) -> Iterator[Span]:
     at = 0
     while at < size:
-        if _fails(lambda at=at: os.lseek(descriptor, at, os.SEEK_DATA)) == ENXIO:  # type: ignore[misc]
+        if error_of(lambda at=at: os.lseek(descriptor, at, os.SEEK_DATA)) == ENXIO:  # type: ignore[misc]
             return
         start = os.lseek(descriptor, at, os.SEEK_DATA)
         at = os.lseek(descriptor, start, os.SEEK_HOLE)
@@ -266,8 +257,8 @@ def test_getfattr_tells_what_maps_and_smaps_tell(memfs: Mount, holder: Target) -
 
 def test_names_are_255_bytes_at_most(memfs: Mount, holder: Target) -> None:
     for directory in (memfs.path, memfs.process(holder.pid), memfs.process(holder.pid) / "vmas"):
-        assert _fails((directory / ("n" * 256)).stat) == ENAMETOOLONG
-        assert _fails((directory / ("n" * 255)).stat) == ENOENT
+        assert error_of((directory / ("n" * 256)).stat) == ENAMETOOLONG
+        assert error_of((directory / ("n" * 255)).stat) == ENOENT
 
 
 def test_there_is_nothing_that_the_tree_does_not_list(memfs: Mount, holder: Target) -> None:
@@ -281,7 +272,7 @@ def test_there_is_nothing_that_the_tree_does_not_list(memfs: Mount, holder: Targ
         "0",
         "-1",
     ):
-        assert (path, _fails((memfs.path / path).stat)) == (path, ENOENT)
+        assert (path, error_of((memfs.path / path).stat)) == (path, ENOENT)
 
 
 CHANGES: dict[str, Callable[[Path, Path], object]] = {
@@ -308,7 +299,7 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
 def test_nothing_can_be_changed(memfs: Mount, holder: Target, change: str) -> None:
     file = memfs.vma(holder.pid, holder.mapping("private-runs"))
     for new in (file.with_name("new"), memfs.process(holder.pid) / "new", memfs.path / "new"):
-        assert _fails(lambda new=new: CHANGES[change](file, new)) == EROFS  # type: ignore[misc]
+        assert error_of(lambda new=new: CHANGES[change](file, new)) == EROFS  # type: ignore[misc]
 
 
 @contextmanager
@@ -341,7 +332,7 @@ def test_what_has_no_memory_of_its_own_is_not_there(memfs: Mount) -> None:
         assert str(os.getpid()) in listed
         for pid in (zombie, thread, *_kernel_threads()[:20]):
             assert str(pid) not in listed
-            assert _fails(memfs.process(pid).stat) == ENOENT
+            assert error_of(memfs.process(pid).stat) == ENOENT
 
 
 def test_a_process_of_60000_mappings_is_listed_in_time(memfs: Mount, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from socket import AF_UNIX
 from socket import socket as Socket  # noqa: N812 - here a socket is a path
@@ -39,20 +38,9 @@ def memfs(tmp_path: Path) -> Iterator[Mount]:
         yield mount
 
 
-@contextmanager
-def snapshot(mount: Mount, pid: int, name: str = "one") -> Iterator[Path]:
-    """A snapshot for the time of a ``with`` block."""
-    directory = mount.process(pid) / "snapshots" / name
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        directory.rmdir()
-
-
 def snap(mount: Mount, pid: int) -> None:
     """Take a snapshot, and let it go at once."""
-    with snapshot(mount, pid):
+    with mount.snapshot(pid):
         pass
 
 
@@ -84,7 +72,7 @@ def test_what_a_program_writes_in_order_is_never_seen_out_of_order(memfs: Mount)
         first = witness.ask()
         seen = 0
         for _ in range(_SNAPSHOTS):
-            with snapshot(memfs, witness.pid) as directory:
+            with memfs.snapshot(witness.pid) as directory:
                 memory = os.open(directory / "mem", os.O_RDONLY)
                 try:
                     numbers = read_counters(memory, first["address"], first["counters"])
@@ -130,7 +118,7 @@ def test_a_stopped_process_stays_stopped_and_its_parent_hears_nothing(memfs: Mou
     with Target("private-runs", directory=tmp_path) as target:
         os.kill(target.pid, signal.SIGSTOP)
         assert os.waitpid(target.pid, os.WUNTRACED)[1] >> 8 == signal.SIGSTOP
-        with snapshot(memfs, target.pid):
+        with memfs.snapshot(target.pid):
             assert _state(target.pid) == "T"
         assert _state(target.pid) == "T"
         assert os.waitpid(target.pid, os.WUNTRACED | os.WCONTINUED | os.WNOHANG) == (0, 0)
@@ -215,7 +203,7 @@ def test_redis_serves_its_clients_and_a_copy_holds_no_connection(memfs: Mount, t
             client.connect(str(socket))
             client.send(b"PING\r\n")
             assert client.recv(100) == b"+PONG\r\n"
-            with snapshot(memfs, server.pid):
+            with memfs.snapshot(server.pid):
                 client.send(b"QUIT\r\n")
                 assert client.recv(100) == b"+OK\r\n"
                 assert client.recv(100) == b"", "the copy holds the connection open"

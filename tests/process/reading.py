@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import attrs
 import pytest
 from process.freezing import Freezer
 from support import kinds
+from support.ending import Ending
 from support.held import HeldMapping, Span
 from support.machine import huge_pages
 from support.pattern import PAGE
@@ -93,7 +93,7 @@ FROZEN_READERS = (
 
 
 @attrs.frozen
-class Opened:
+class Opened(Ending):
     """A process, open; addresses in, bytes and addresses out."""
 
     source: Memory
@@ -123,12 +123,8 @@ class Opened:
             if at >= span.end:
                 break
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the process."""
         self.source.close()
         self.workspace.close()
 

@@ -1,9 +1,9 @@
-"""Run one of the support programs, and speak with it line by line.
+"""Run a program, and speak with it line by line.
 
-`Child` starts the program, reads its first line, sends commands, and ends it on leaving its `with` block. A
-command waits for its answer, so no test needs to sleep. The programs ask to be killed when the *thread*
-that started them ends: start them from a thread that lives as long as they shall (a trio test's own thread,
-not a worker's).
+`Program` starts it, reads its first line, sends commands, and ends it on leaving its `with` block. A command
+waits for its answer, so no test needs to sleep. `Child` is one of the support programs in Python. These ask
+to be killed when the *thread* that started them ends: start them from a thread that lives as long as they
+shall (a trio test's own thread, not a worker's).
 
 Processes that a program started itself are killed with it too, but by the kernel and a moment later: they may
 still be seen after `close`. This file knows of no program in particular.
@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from support.ending import Ending
 
 Json = dict[str, Any]  # what json.loads gives has no better type
 TIMEOUT_SECONDS = 60.0
@@ -29,23 +30,26 @@ class ChildError(Exception):
     """The program refused a command, ended too early, or did not answer in time."""
 
 
-class Child:
-    """A support program as a child process; owns the process and its pipes."""
+class Program(Ending):
+    """A program as a child process; owns the process and its pipes.
 
-    def __init__(
-        self, script: str, *arguments: str, user: int | None = None, python: str = sys.executable
-    ) -> None:
-        """Start *script*, a file of this directory, and read its first line.
+    Attributes:
+        hello: its first line, a JSON object.
+    """
+
+    def __init__(self, *argv: str | Path, user: int | None = None, directory: Path | None = None) -> None:
+        """Start it, and read its first line.
 
         Args:
             user: the uid, and gid, it runs as; the present one when not given.
-            python: the interpreter, which must be readable for *user*.
+            directory: where it runs; here when not given.
         """
         self._received = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         groups: list[int] | None = None if user is None else []
         self._process = subprocess.Popen(
-            [python, str(_HERE / script), *arguments],
+            argv,
+            cwd=directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -71,14 +75,6 @@ class Child:
     def _output(self) -> int:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def send(self, line: str) -> None:
         """Send one line, and wait for nothing.
@@ -147,3 +143,13 @@ class Child:
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
                 stream.close()
+
+
+class Child(Program):
+    """A support program of this directory, or a script that speaks as they do."""
+
+    def __init__(
+        self, script: str, *arguments: str, user: int | None = None, python: str = sys.executable
+    ) -> None:
+        """Start *script* by the interpreter *python*, which must be readable for *user*."""
+        super().__init__(python, _HERE / script, *arguments, user=user)

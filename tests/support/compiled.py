@@ -15,6 +15,7 @@ def build(name: str) -> Path:
     directory = Path(_built.name)
     directory.chmod(0o755)
     program = directory / name
-    flags = ("-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
+    # Nothing is optimised: a debugger has to find every variable.
+    flags = ("-O0", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
     subprocess.run(["gcc", *flags, "-o", program, _HERE / f"{name}.c"], check=True)
     return program

@@ -1,4 +1,4 @@
-"""The program of ``threads.c``, and core files as their readers see them: gdb, pyelftools, the kernel itself.
+"""The program ``threads.c``, and core files as their readers see them: gdb, pyelftools, the kernel itself.
 
 Nothing here knows memfs: a core file is a path. Of what pyelftools parses, `Core` keeps what a test compares.
 """
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import select
 import signal
 import struct
 import subprocess
@@ -15,12 +14,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import attrs
 from elftools.elf.elffile import ELFFile
 
+from support.child import Program
+from support.compiled import build
 from support.held import Span
 
 TIMEOUT_SECONDS = 20.0
@@ -32,22 +32,14 @@ _HERE = Path(__file__).resolve().parent
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 
-def build_threads(directory: Path) -> Path:
-    """Compile ``threads.c`` with what a debugger needs; returns the program."""
-    program = directory / "threads"
-    source = _HERE / "threads.c"
-    subprocess.run(["gcc", "-g", "-O0", "-Wall", "-Werror", "-pthread", "-o", program, source], check=True)
-    return program
-
-
 def why_no_kernel_core() -> str | None:
     """Why the kernel does not dump cores as files into a process's own directory; None where it does."""
     pattern = _CORE_PATTERN.read_text().strip()
     return f"kernel.core_pattern is {pattern!r}" if not pattern or pattern[0] in "|/@" else None
 
 
-class ThreadsProgram:
-    """A running ``threads``: killed with the test, and reaped at the end of its ``with`` block.
+class ThreadsProgram(Program):
+    """A running ``threads``.
 
     Attributes:
         path: the program.
@@ -55,7 +47,7 @@ class ThreadsProgram:
         mappings: what it holds, by kind.
     """
 
-    def __init__(self, program: Path, directory: Path, *, vmas: int = 0, core_filter: int = 0x33) -> None:
+    def __init__(self, directory: Path, *, vmas: int = 0, core_filter: int = 0x33) -> None:
         """Start it in *directory*, where it is to dump its core, and wait until each thread has its place.
 
         Args:
@@ -67,31 +59,17 @@ class ThreadsProgram:
         for file in files:
             file.write_bytes(b"".join(b"page %d of the file".ljust(4096, b".") % page for page in range(8)))
             os.utime(file, (0, 0))
-        self.path = program
+        self.path = build("threads")
         self._directory = directory
-        self._process = subprocess.Popen(
-            [program, *files, *[str(vmas)] * bool(vmas)],
-            cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-        )  # fmt: skip
+        super().__init__(self.path, *files, *[str(vmas)] * bool(vmas), directory=directory)
         try:
-            hello = json.loads(self._line())
-            self.threads: dict[str, int] = hello["threads"]
-            self.mappings = {kind: Span(*ends) for kind, ends in hello["mappings"].items()}
+            self.threads: dict[str, int] = self.hello["threads"]
+            self.mappings = {kind: Span(*ends) for kind, ends in self.hello["mappings"].items()}
             Path(f"/proc/{self.pid}/coredump_filter").write_text(hex(core_filter))
             self._await_places()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """Its pid."""
-        return self._process.pid
-
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        assert select.select([self._process.stdout], [], [], TIMEOUT_SECONDS)[0], "it says nothing"
-        return self._process.stdout.readline()
 
     def _await_places(self) -> None:
         deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -102,9 +80,8 @@ class ThreadsProgram:
 
     def count(self) -> int:
         """Make it add one to its variable ``counter``; returns the new value."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        return int(self._line())
+        self.send("")
+        return int(self.line())
 
     def stop(self) -> None:
         """SIGSTOP it, and return once every thread has stopped."""
@@ -129,29 +106,9 @@ class ThreadsProgram:
         before = set(self._directory.iterdir())
         os.kill(self.pid, signal.SIGABRT)
         os.kill(self.pid, signal.SIGCONT)
-        assert self._process.wait(TIMEOUT_SECONDS) == -signal.SIGABRT
+        assert self.reap() == -signal.SIGABRT
         (core,) = set(self._directory.iterdir()) - before
         return core
-
-    def kill(self) -> None:
-        """SIGKILL it, and reap it."""
-        self._process.kill()
-        self._process.wait()
-
-    def close(self) -> None:
-        """The same, with its pipes. May be called twice."""
-        self.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _children(pid: int) -> list[int]:
@@ -308,7 +265,7 @@ def outer_function(depth):
     return inner_function(depth + 1, "a text to be found")
 
 def inner_function(depth, text):
-    print("here", flush=True)
+    print("{}", flush=True)
     return sys.stdin.read()
 
 def thread_function(event):
@@ -320,26 +277,8 @@ outer_function(1)
 PYTHON_FUNCTIONS = ("outer_function", "inner_function", "thread_function")
 
 
-class PythonProgram:
+class PythonProgram(Program):
     """A Python of this kind that waits in functions of known names."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PYTHON], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"here\n"
-
-    @property
-    def pid(self) -> int:
-        """Its pid."""
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        super().__init__(sys.executable, "-c", _PYTHON)

@@ -10,17 +10,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import attrs
 
 from support.child import Child, Json
+from support.ending import Ending
 from support.held import Held, HeldMapping, Span
 from support.outside import MemoryUse, read_memory_use
 
 
-class _Driver:
+class _Driver(Ending):
     """What the three have in common: a child, ended with the ``with`` block."""
 
     def __init__(self, child: Child) -> None:
@@ -30,14 +29,6 @@ class _Driver:
     def pid(self) -> int:
         """The program's pid."""
         return self.child.pid
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the program, and all that it started. May be called twice."""

@@ -11,12 +11,11 @@ for what each kind is.
 import shutil
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import attrs
 
 from support.child import Child, ChildError
+from support.ending import Ending
 from support.held import Held, HeldMapping
 from support.outside import MemoryUse, read_memory_use
 
@@ -25,7 +24,7 @@ class KindUnavailableError(Exception):
     """This machine cannot make a kind of mapping; the message says why. Tests skip."""
 
 
-class Target:
+class Target(Ending):
     """A running holder."""
 
     def __init__(
@@ -73,14 +72,6 @@ class Target:
         """The only mapping of *kind*."""
         (mapping,) = self.held.of(kind)
         return mapping
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Kill the holder, reap it, and remove its files. May be called twice."""
