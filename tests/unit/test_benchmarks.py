@@ -49,7 +49,7 @@ def test_a_ratio_of_times_is_how_many_times_as_fast_we_are() -> None:
         (Unit.RATE, 2_345_000_000, "2.35 GB/s"),
         (Unit.RATE, 1_000_000_000, "1.00 GB/s"),
         (Unit.RATE, 999_000_000, "999 MB/s"),
-        (Unit.TIME, 0.25, "4000 ms"),
+        (Unit.TIME, 0.0625, "16000 ms"),
         (Unit.TIME, 8, "125 ms"),
         (Unit.TIME, 4000, "0.2500 ms"),
     ],

@@ -70,7 +70,7 @@ def test_a_seek_request_is_read(handle: int, offset: int, whence: int) -> None:
 
 @given(U32)
 def test_a_list_of_names_is_asked_of_an_inode(size: int) -> None:
-    assert frames.parse_list_names(request(23, 1, struct.pack("<II", size, 0))) == (1, size)
+    assert frames.parse_list_names(request(23, 7, struct.pack("<II", size, 0))) == (1, size)
 
 
 @given(U64, st.binary(max_size=100), U32)

@@ -101,7 +101,7 @@ def test_sizes_of_reads_lie_in_order_and_as_far_apart_as_they_are_times_as_large
     assert list(places) == ["4 KiB", "16 KiB", "1 MiB"]
     small, middle, large = places.values()
     assert small < middle < large
-    assert (middle - small) / (large - small) == pytest.approx(2 / 8, abs=0.01)
+    assert (middle - small) / (large - small) == pytest.approx(2 / 8, abs=0.0005)
     assert set(plot.series()) == {"memfs", "pyfuse3", "kernel"}
     for points in plot.series().values():
         assert [x for x, _ in points] == list(places.values())
@@ -131,19 +131,18 @@ def test_slow_readers_get_an_axis_of_their_own() -> None:
     assert plot.speeds("memfs") == pytest.approx([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2], abs=0.001)
 
 
-def test_labels_of_contenders_that_are_level_stand_apart_and_on_the_paper() -> None:
-    alike = {f"peer{number}": 0.01 * number for number in range(6)}
-    plot = parse(
-        by_read_size(
-            [row("private, dd bs=4K", memfs=10, **alike), row("private, dd bs=1M", memfs=10, **alike)]
-        )
-    )
+@pytest.mark.parametrize("level", [0, 5, 10])
+def test_labels_of_contenders_that_are_level_stand_apart_and_on_the_paper(level: float) -> None:
+    alike = {f"peer{number}": level + 0.01 * number for number in range(6)}
+    plot = parse(by_read_size([row(f"private, dd bs={size}", memfs=10, **alike) for size in ("4K", "1M")]))
     heights = sorted(
         float(text.attrib["y"]) for group in plot.root.iter(f"{SVG}g") for text in group.iter(f"{SVG}text")
     )
     assert len(heights) == 7
     assert min(after - before for before, after in itertools.pairwise(heights)) >= 13
     assert heights[-1] < float(plot.root.attrib["height"])
+    (unit,) = (text for text in plot.root.iter(f"{SVG}text") if (text.text or "").startswith("GB/s"))
+    assert heights[0] > float(unit.attrib["y"]) + 13
 
 
 def _luminance(colour: str) -> float:
