@@ -1,11 +1,13 @@
 """Measures memfs against its peers, by turns in one run.
 
     python tests/benchmarks/run.py [--quick] [--rounds N] [--size-mib N] [--only PATTERN] [--json FILE]
+                                   [--plot DIRECTORY]
     python tests/benchmarks/run.py --check BEFORE.json AFTER.json
 
 It makes its own targets, mounts memfs itself, and leaves nothing behind. A ratio says how many times as
 fast as the peer memfs is, medians of the same run. Run it as root on a machine that has nothing else to
-do. Status 0: everything was measured; 1: a row failed; 130: interrupted, what was measured is shown.
+do. Status 0: everything was measured; 1: a row failed, or something was lost from BEFORE to AFTER; 2: bad
+arguments; 130: interrupted, what was measured is shown.
 """
 
 import argparse
@@ -170,7 +172,7 @@ def _scale(options: argparse.Namespace) -> Scale:
 
 
 def _draw(directory: Path, outcome: Outcome) -> None:
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     for name, drawn in (
         ("throughput.svg", by_read_size(outcome.results)),
         ("readers.svg", by_readers(outcome.results)),
