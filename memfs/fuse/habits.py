@@ -2,8 +2,9 @@
 
 A direct READ copies once less, and is what large reads want; but each costs a round trip to the
 daemon, which a program that reads 8 KiB at a time pays 128 times a MiB. Through the page cache the
-kernel reads ahead for it. The kernel asks for the mode at open, before anything is read: so it is
-chosen by what the same command did the last time, and by a few that are known to read little.
+kernel reads ahead for it, if it reads in order; for one who jumps the cache is a detour. The kernel
+asks for the mode at open, before anything is read: so it is chosen by what the same command did the
+last time, and by a few that are known to read little.
 """
 
 import os
@@ -26,7 +27,7 @@ _SMALL_READERS = frozenset((b"nc", b"ncat", b"netcat", b"openssl", b"socat"))
 class ReadCounter:
     """What one open file's READs say of who reads it. One thread counts, another looks at the end."""
 
-    __slots__ = ("bytes_read", "command", "first_bytes", "reads", "uses_cache")
+    __slots__ = ("_end", "bytes_read", "command", "first_bytes", "jumps", "reads", "uses_cache")
 
     def __init__(self, command: bytes, *, uses_cache: bool) -> None:
         self.command = command
@@ -34,17 +35,24 @@ class ReadCounter:
         self.reads = 0
         self.bytes_read = 0
         self.first_bytes = 0
+        self.jumps = 0
+        self._end = 0
 
-    def note(self, size: int) -> None:
-        """Count a READ of *size* bytes."""
+    def note(self, offset: int, size: int) -> None:
+        """Count a READ of *size* bytes at *offset*."""
         if not self.reads:
             self.first_bytes = size
+        elif offset != self._end:
+            self.jumps += 1
+        self._end = offset + size
         self.reads += 1
         self.bytes_read += size
 
     @property
     def reads_little(self) -> bool | None:
-        """Whether it was read in small pieces; None where too little was read to tell."""
+        """Whether it was read in order in small pieces; None where too little was read to tell."""
+        if self.reads >= _ENOUGH_READS and self.jumps > self.reads // 2:
+            return False
         if self.uses_cache:
             return self.first_bytes < _FIRST_WINDOW_BYTES if self.bytes_read > _FIRST_WINDOW_BYTES else None
         if self.reads < _ENOUGH_READS:
@@ -59,7 +67,7 @@ class ReadHabits:
         self._little: OrderedDict[bytes, bool] = OrderedDict()
 
     def reads_little(self, command: bytes) -> bool:
-        """Whether *command* is likely to read in small pieces."""
+        """Whether *command* is likely to read in order in small pieces."""
         return self._little.get(command, command.partition(b"\0")[0] in _SMALL_READERS)
 
     def learn(self, counter: ReadCounter) -> None:

@@ -299,7 +299,7 @@ class _Server:
             file.let_go()
 
     def _read(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
-        file.counter.note(size)
+        file.counter.note(offset, size)
         if file.trail is not None:
             behind = file.trail.advance(offset)
             if behind is not None:

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import attrs
+import machine
 from commands import Argv, Command, CommandFailed, Finished, expect, run, run_together
 from lab import Lab, Memory
 from results import Sample
@@ -34,6 +35,7 @@ _MOST_CORE_BYTES = 256 << 20
 """What a core file of a Python program may have besides the memory in question."""
 _LISTEN_S = 10
 _DD_BYTES = 1 << 20
+BARE_LOOP = "a bare loop"
 _GONE_OR_DENIED = re.compile(
     "Permission denied|No such file or directory|No such process|File system loop detected"
 )
@@ -348,18 +350,22 @@ def readv_loop(memory: Memory) -> Contender:
 
 
 def random_reads(lab: Lab, memory: Memory, size_bytes: int) -> tuple[Contender, ...]:
-    """Single reads at random places, one after the other: how long one takes. The places are always new."""
+    """Single reads at random places, one after the other: how long one takes. The places are always new.
+
+    The CPUs are kept awake for all of them, as memfs does for itself: what counts is the way of a read.
+    """
     count = lab.scale.random_reads
     chance = random.Random(memory.start)
     slots = memory.size_bytes // size_bytes
 
     def timed(read: Callable[[int], int]) -> Sample:
         places = [size_bytes * chance.randrange(slots) for _ in range(count)]
-        begun = time.perf_counter()
-        for place in places:
-            if read(place) != size_bytes:
-                raise CommandFailed(f"a read at {place} came short")
-        return Sample(time.perf_counter() - begun, count)
+        with machine.kept_awake():
+            begun = time.perf_counter()
+            for place in places:
+                if read(place) != size_bytes:
+                    raise CommandFailed(f"a read at {place} came short")
+            return Sample(time.perf_counter() - begun, count)
 
     def from_file(path: Path, base: int) -> Sample:
         descriptor = os.open(path, os.O_RDONLY)
@@ -370,12 +376,13 @@ def random_reads(lab: Lab, memory: Memory, size_bytes: int) -> tuple[Contender, 
             os.close(descriptor)
 
     reader = RemoteReader(memory.pid, size_bytes)
-    plain = lab.plain_file(memory)
+    plain, bare = lab.plain_file(memory), lab.bare_file(memory)
     mem = Path(f"/proc/{memory.pid}/mem")
     return (
         Contender("memfs", lambda: from_file(memory.file, 0)),
         Contender("/proc/PID/mem", lambda: from_file(mem, memory.start)),
         Contender("pyfuse3", lambda: from_file(plain, 0)),
+        Contender(BARE_LOOP, lambda: from_file(bare, 0)),
         Contender(
             "process_vm_readv",
             lambda: timed(lambda place: len(reader.read(memory.start + place, size_bytes))),

@@ -13,18 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import attrs
 from commands import CommandFailed
-from mounts import memfs_mount, plain_mount, tmpfs_mount
+from mounts import bare_mount, memfs_mount, plain_mount, tmpfs_mount
 from target import MIB, SPARSE_RUN_BYTES, SPARSE_RUNS
 from vm_readv import RemoteReader
 
 _TARGET = Path(__file__).with_name("target.py")
+Peer = Callable[[Path, int, int, int], contextlib.AbstractContextManager[Path]]
+"""What mounts a range of a process: directory, pid, start and size; gives the file."""
 _SPARE_BYTES = 256 * MIB
 _END_S = 30
 MOST_READERS = 16
@@ -198,16 +200,23 @@ class Lab:
         return self._started("crowd", self.scale.processes)[0]
 
     @functools.cached_property
-    def _plain_files(self) -> dict[Memory, Path]:
+    def _peer_files(self) -> dict[tuple[Peer, Memory], Path]:
         return {}
+
+    def _peer_file(self, peer: Peer, memory: Memory) -> Path:
+        if (peer, memory) not in self._peer_files:
+            self._peer_files[peer, memory] = self._stack.enter_context(
+                peer(self._directory, memory.pid, memory.start, memory.size_bytes)
+            )
+        return self._peer_files[peer, memory]
 
     def plain_file(self, memory: Memory) -> Path:
         """*memory* served by pyfuse3 alone."""
-        if memory not in self._plain_files:
-            self._plain_files[memory] = self._stack.enter_context(
-                plain_mount(self._directory, memory.pid, memory.start, memory.size_bytes)
-            )
-        return self._plain_files[memory]
+        return self._peer_file(plain_mount, memory)
+
+    def bare_file(self, memory: Memory) -> Path:
+        """*memory* served by the shortest loop that speaks FUSE."""
+        return self._peer_file(bare_mount, memory)
 
     def twin(self, directory: Path) -> Path:
         """A directory on the tmpfs with an empty file for each name in *directory*."""

@@ -1,13 +1,17 @@
 """Describes the machine that the figures came from."""
 
+import contextlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 _CPUIDLE = Path("/sys/devices/system/cpu/cpuidle")
+_LATENCY = Path("/dev/cpu_dma_latency")
 _TOOLS = {"dd": ["dd", "--version"], "zstd": ["zstd", "--version"], "openssl": ["openssl", "version"]}
 
 
@@ -21,7 +25,7 @@ def describe() -> dict[str, str]:
         "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / (1 << 20):.1f} GiB",
         "cpuidle driver": _text(_CPUIDLE / "current_driver"),
         "cpuidle governor": _text(_CPUIDLE / "current_governor_ro"),
-        "cpu_dma_latency": "usable" if os.access("/dev/cpu_dma_latency", os.W_OK) else "not usable",
+        "cpu_dma_latency": "usable" if os.access(_LATENCY, os.W_OK) else "not usable",
         "huge pages": _text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "user": "root" if os.geteuid() == 0 else "not root",
@@ -52,3 +56,18 @@ def _field(path: str, name: str) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text().strip() if path.exists() else "none"
+
+
+@contextlib.contextmanager
+def kept_awake() -> Iterator[None]:
+    """No CPU sleeps meanwhile, where that can be had: for contenders of which one sees to it itself."""
+    try:
+        device = os.open(_LATENCY, os.O_WRONLY)
+    except OSError:
+        yield
+        return
+    try:
+        os.write(device, struct.pack("=i", 0))
+        yield
+    finally:
+        os.close(device)

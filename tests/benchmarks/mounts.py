@@ -11,7 +11,6 @@ from pathlib import Path
 import attrs
 from commands import CommandFailed
 
-_SERVER = Path(__file__).with_name("plain_pyfuse3.py")
 _MEMFS = Path(sys.executable).with_name("memfs")
 _DAEMON_XATTR = "user.memfs.daemon"
 _END_S = 30
@@ -82,13 +81,39 @@ def plain_mount(directory: Path, pid: int, start: int, size_bytes: int) -> Itera
     """
     path = directory / f"plain-{pid}"
     path.mkdir()
-    argv = [sys.executable, str(_SERVER), str(pid), str(start), str(size_bytes), str(path)]
+    try:
+        with _served("plain_pyfuse3.py", path, pid, start, size_bytes):
+            yield path / "memory"
+    finally:
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def bare_mount(directory: Path, pid: int, start: int, size_bytes: int) -> Iterator[Path]:
+    """Serve a range of a process by the shortest loop; gives the file.
+
+    Raises:
+        CommandFailed: it does not mount.
+    """
+    path = directory / f"bare-{pid}"
+    path.touch()
+    try:
+        with _served("bare_loop.py", path, pid, start, size_bytes):
+            yield path
+    finally:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _served(server_name: str, path: Path, pid: int, start: int, size_bytes: int) -> Iterator[None]:
+    server_path = Path(__file__).with_name(server_name)
+    argv = [sys.executable, str(server_path), str(pid), str(start), str(size_bytes), str(path)]
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert server.stdout is not None
         if not server.stdout.readline():
-            raise CommandFailed(f"the plain pyfuse3 peer did not mount, status {server.wait()}")
-        yield path / "memory"
+            raise CommandFailed(f"the peer {server_name} did not mount, status {server.wait()}")
+        yield
     finally:
         if os.path.ismount(path):
             _command(*_unmounter(), path)
@@ -96,7 +121,6 @@ def plain_mount(directory: Path, pid: int, start: int, size_bytes: int) -> Itera
             server.wait(_END_S)
         server.kill()
         server.communicate()
-        path.rmdir()
 
 
 @contextlib.contextmanager

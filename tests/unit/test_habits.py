@@ -8,17 +8,30 @@ from memfs.fuse.habits import SMALL_READ_BYTES, ReadCounter, ReadHabits
 MANY = 100
 
 
-def read_by(sizes: list[int], *, uses_cache: bool = False) -> ReadCounter:
-    """What the counter says of a program ``prog`` that read *sizes*."""
+def read_by(sizes: list[int], *, uses_cache: bool = False, gap: int = 0) -> ReadCounter:
+    """What the counter says of a program ``prog`` that read *sizes*, and left *gap* bytes after each."""
     counter = ReadCounter(b"prog", uses_cache=uses_cache)
+    at = 0
     for size in sizes:
-        counter.note(size)
+        counter.note(at, size)
+        at += size + gap
     return counter
 
 
 @given(st.integers(1, 1 << 20))
 def test_many_small_direct_reads_are_little_and_large_ones_are_not(size: int) -> None:
     assert read_by([size] * MANY).reads_little is (size <= SMALL_READ_BYTES)
+
+
+@given(st.integers(1, 1 << 20), st.booleans(), st.sampled_from([-4096, 1, 1 << 30]))
+def test_for_who_jumps_the_kernel_cannot_read_ahead(size: int, uses_cache: bool, gap: int) -> None:
+    assert read_by([size] * MANY, uses_cache=uses_cache, gap=gap).reads_little is False
+
+
+def test_small_reads_through_the_cache_show_in_the_first_window_of_readahead() -> None:
+    assert read_by([1 << 17, *[1 << 20] * MANY], uses_cache=True).reads_little is True
+    assert read_by([1 << 20] * MANY, uses_cache=True).reads_little is False
+    assert read_by([1 << 17], uses_cache=True).reads_little is None
 
 
 def test_one_read_tells_nothing() -> None:
