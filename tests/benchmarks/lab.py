@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,8 +146,10 @@ class Lab:
 
     @functools.cached_property
     def scratch(self) -> Path:
-        """A tmpfs with room for the largest copy."""
-        room_bytes = max(self.scale.private_bytes, self.scale.touched_bytes) + _SPARE_BYTES
+        """A tmpfs with room for the largest copy, beside what :meth:`copy_of` makes."""
+        largest_bytes = max(self.scale.private_bytes, self.scale.touched_bytes)
+        kept_bytes = self.scale.private_bytes + self.scale.shared_bytes
+        room_bytes = largest_bytes + kept_bytes + _SPARE_BYTES
         return self._stack.enter_context(tmpfs_mount(self._directory, room_bytes))
 
     @functools.cached_property
@@ -217,6 +220,13 @@ class Lab:
     def bare_file(self, memory: Memory) -> Path:
         """*memory* served by the shortest loop that speaks FUSE."""
         return self._peer_file(bare_mount, memory)
+
+    def copy_of(self, memory: Memory) -> Path:
+        """A file with the same bytes on a tmpfs: no mount is in its way."""
+        path = self.scratch / f"copy-of-{memory.pid}"
+        if not path.exists():
+            shutil.copyfile(memory.file, path)
+        return path
 
     def twin(self, directory: Path) -> Path:
         """A directory on the tmpfs with an empty file for each name in *directory*."""

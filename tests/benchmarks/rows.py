@@ -244,12 +244,11 @@ def _find_machine(lab: Lab) -> tuple[Contender, ...]:
     )
 
 
-def _private_by(tool: Tool, lab: Lab) -> tuple[Contender, ...]:
-    return by_tool(lab, lab.private, tool)
-
-
-def _shared_by(tool: Tool, lab: Lab) -> tuple[Contender, ...]:
-    return by_tool(lab, lab.shared, tool)
+def _by_tool(pick: Pick, tool: Tool, lab: Lab) -> tuple[Contender, ...]:
+    """With a file of tmpfs as the limit: what the tool itself takes, with nothing in its way."""
+    memory = pick(lab)
+    limit = Feed(memory, lab.copy_of(memory))
+    return (*by_tool(lab, memory, tool), Contender("a file on tmpfs", lambda: tool(lab, limit)))
 
 
 def _random_reads(lab: Lab) -> tuple[Contender, ...]:
@@ -266,14 +265,14 @@ def all_rows() -> list[Row]:
             Row(
                 f"shared, {name}",
                 Unit.RATE,
-                functools.partial(_shared_by, tool),
+                functools.partial(_by_tool, _shared, tool),
                 (AtLeast(_MEM, 3.0), _OVER_PLAIN),
             )
             for name, tool in _MOVERS.items()
         ),
         Row("private, pread of 4 KiB", Unit.TIME, _random_reads, (AtMost(BARE_LOOP, 1.5),)),
         *(
-            Row(f"private, {name}", Unit.RATE, functools.partial(_private_by, tool), required)
+            Row(f"private, {name}", Unit.RATE, functools.partial(_by_tool, _private, tool), required)
             for name, (tool, required) in _TOOLS.items()
         ),
         Row("private, a core file of it all to tmpfs", Unit.TIME, _cores),
