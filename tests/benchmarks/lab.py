@@ -42,8 +42,6 @@ class Scale:
     reserved_bytes: int = 65536 * MIB
     untouched_bytes: int = 1 << 40
     pack_bytes: int = 128 * MIB
-    vmas: int = 60_000
-    processes: int = 500
     random_reads: int = 20_000
 
     @property
@@ -193,14 +191,25 @@ class Lab:
         return self._memory("private", self.scale.touched_bytes)
 
     @functools.cached_property
-    def many(self) -> int:
-        """The pid of a process with many VMAs."""
-        return self._started("many", self.scale.vmas)[0]
+    def _many(self) -> dict[int, int]:
+        return {}
+
+    def many(self, vmas: int) -> int:
+        """The pid of a process with that many VMAs."""
+        if vmas not in self._many:
+            self._many[vmas] = self._started("many", vmas)[0]
+        return self._many[vmas]
 
     @functools.cached_property
-    def crowd(self) -> int:
-        """The pid of the parent of many processes."""
-        return self._started("crowd", self.scale.processes)[0]
+    def _crowd(self) -> contextlib.ExitStack:
+        return self._stack.enter_context(contextlib.ExitStack())
+
+    def crowd(self, processes: int) -> int:
+        """The pid of the parent of that many processes; a crowd that was there before has gone."""
+        self._crowd.close()
+        target = self._crowd.enter_context(Target("crowd", processes))
+        target.start()
+        return target.pid
 
     @functools.cached_property
     def _peer_files(self) -> dict[tuple[Peer, Memory], Path]:
@@ -230,7 +239,7 @@ class Lab:
 
     def twin(self, directory: Path) -> Path:
         """A directory on the tmpfs with an empty file for each name in *directory*."""
-        twin = self.scratch / "twin"
+        twin = self.scratch / f"twin-{directory.parent.name}"
         if not twin.exists():
             twin.mkdir()
             for name in os.listdir(directory):

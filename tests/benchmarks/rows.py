@@ -5,7 +5,6 @@ The requirements stand in the project's issues; "at least" is a ratio of speeds 
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 from contenders import (
@@ -16,7 +15,6 @@ from contenders import (
     by_tool,
     copy,
     core_copy,
-    counting,
     dd,
     feeds,
     gcore,
@@ -32,14 +30,25 @@ from contenders import (
     zstd,
 )
 from lab import MOST_READERS, Lab, Memory
+from naming import (
+    AMONG_FEW,
+    find_machine,
+    list_by_name,
+    list_long,
+    list_machine,
+    list_names,
+    list_process,
+    stat_by_name,
+    stat_processes,
+    stat_vmas,
+)
 from results import AtLeast, AtMost, Exactly, Requirement, Sample, Unit, Within
 from target import SPARSE_RUN_BYTES, SPARSE_RUNS
 
 _K = 1 << 10
-_ANY_NUMBER = 1 << 62
 _MEM = "/proc/PID/mem"
-_UNREADABLE = ("[vvar]", "[vvar_vclock]", "[vsyscall]")
-_ENTRIES_OF_A_PROCESS = 5
+_VMAS = (600, 6_000, 60_000)
+_PROCESSES = (50, 500, 5_000)
 
 Pick = Callable[[Lab], Memory]
 
@@ -208,40 +217,40 @@ def _readers_rows() -> list[Row]:
     ]
 
 
-def _vmas(lab: Lab) -> tuple[Path, Path, int, int]:
-    """Of the process with many VMAs: its vmas/, its /proc, how many VMAs memfs has a file for, and all."""
-    proc = Path(f"/proc/{lab.many}")
-    lines = (proc / "maps").read_text().splitlines()
-    readable = [line for line in lines if not line.endswith(_UNREADABLE)]
-    return lab.memfs.path / str(lab.many) / "vmas", proc, len(readable), len(lines)
-
-
-def _list_names(tool: str, arguments: tuple[str, ...], lab: Lab) -> tuple[Contender, ...]:
-    vmas, proc, readable, all_of_them = _vmas(lab)
-    return (
-        counting("memfs", [tool, vmas, *arguments], readable),
-        counting("the same names on tmpfs", [tool, lab.twin(vmas), *arguments], readable),
-        counting("cat /proc/PID/maps", ["cat", proc / "maps"], all_of_them),
-    )
-
-
-def _list_long(lab: Lab) -> tuple[Contender, ...]:
-    vmas, proc, readable, all_of_them = _vmas(lab)
-    return (
-        counting("memfs", ["ls", "-l", vmas], readable + 1),
-        counting("the same names on tmpfs", ["ls", "-l", lab.twin(vmas)], readable + 1),
-        counting("cat /proc/PID/smaps", ["cat", proc / "smaps"], all_of_them, _ANY_NUMBER),
-    )
-
-
-def _find_machine(lab: Lab) -> tuple[Contender, ...]:
-    assert lab.crowd
-    lowest = _ENTRIES_OF_A_PROCESS * lab.scale.processes
-    depth = ["-ignore_readdir_race", "-maxdepth", "2"]
-    return (
-        counting("memfs", ["find", lab.memfs.path, *depth], lowest, _ANY_NUMBER, races=True),
-        counting("find /proc", ["find", "/proc", *depth], lowest, _ANY_NUMBER, races=True),
-    )
+def _names_rows() -> list[Row]:
+    """Each size of one question beside the others: what is asked of the largest is a flat cost."""
+    listings: list[tuple[str, Callable[[int, Lab], tuple[Contender, ...]], float | None]] = [
+        ("ls", functools.partial(list_names, "ls", ()), 1.0),
+        ("find", functools.partial(list_names, "find", ("-type", "f")), None),
+        ("ls -l", list_long, 3.0),
+    ]
+    crowds: list[tuple[str, Callable[[int, Lab], tuple[Contender, ...]]]] = [
+        ("find -maxdepth 1", functools.partial(find_machine, 1)),
+        ("ls -l", list_machine),
+        ("ls by-name", list_by_name),
+        ("stat of one", stat_processes),
+        ("stat of one by its name", stat_by_name),
+    ]
+    return [
+        *(
+            Row(
+                f"{count:,} VMAs, {tool}",
+                Unit.TIME,
+                functools.partial(make, count),
+                (Within(most_s),) if most_s and count == _VMAS[-1] else (),
+            )
+            for tool, make, most_s in listings
+            for count in _VMAS
+        ),
+        Row("60,000 VMAs, stat of one", Unit.TIME, stat_vmas, (AtMost(AMONG_FEW, 1.25),)),
+        Row("60,000 VMAs, ls of the process", Unit.TIME, list_process, (AtMost(AMONG_FEW, 1.25),)),
+        *(
+            Row(f"{count:,} processes, {tool}", Unit.TIME, functools.partial(make, count))
+            for tool, make in crowds
+            for count in _PROCESSES
+        ),
+        Row("the whole machine, find -maxdepth 2", Unit.TIME, functools.partial(find_machine, 2, 500)),
+    ]
 
 
 def _by_tool(pick: Pick, tool: Tool, lab: Lab) -> tuple[Contender, ...]:
@@ -289,8 +298,5 @@ def all_rows() -> list[Row]:
         Row("64 GiB with 64 MiB touched, cp by pyfuse3", Unit.TIME, _sparse_plain, (_OVER_PLAIN,)),
         Row("1 TiB untouched, SEEK_DATA", Unit.TIME, _seek, (Within(0.01),)),
         *_readers_rows(),
-        Row("60,000 VMAs, ls", Unit.TIME, functools.partial(_list_names, "ls", ()), (Within(1.0),)),
-        Row("60,000 VMAs, find", Unit.TIME, functools.partial(_list_names, "find", ("-type", "f"))),
-        Row("60,000 VMAs, ls -l", Unit.TIME, _list_long, (Within(3.0),)),
-        Row("the whole machine, find -maxdepth 2", Unit.TIME, _find_machine),
+        *_names_rows(),
     ]

@@ -30,9 +30,7 @@ from results import Failed, Measured, Result, Sample
 from rows import Row, all_rows
 from target import MIB
 
-_QUICK = Scale(
-    private_bytes=128 * MIB, shared_bytes=128 * MIB, processes=50, random_reads=2000, pack_bytes=16 * MIB
-)
+_QUICK = Scale(private_bytes=128 * MIB, shared_bytes=128 * MIB, random_reads=2000, pack_bytes=16 * MIB)
 _SETTLE_S = 0.25
 _FAILED = 1
 _USAGE = 2

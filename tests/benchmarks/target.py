@@ -3,6 +3,7 @@
 Usage: target.py KIND SIZE, with a kind of `KINDS`. Knows nothing of memfs. Standard library only.
 """
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -18,6 +19,10 @@ _GUARD_BYTES = 2 * MIB  # a huge page, so that what lies between guards keeps it
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; the mmap module has it only since 3.13
 _TILE_BYTES = 4 * MIB
 _ALIVE_AT_ONCE = 64
+
+_PR_SET_NAME = 15  # <linux/prctl.h>
+
+LAST_OF_CROWD = b"last-of-crowd"
 
 SPARSE_RUNS = 64
 SPARSE_RUN_BYTES = MIB
@@ -125,9 +130,11 @@ def many(count: int) -> int:
 
 
 def crowd(count: int) -> int:
-    """*count* processes that do nothing; they see the end of stdin by themselves."""
-    for _ in range(count):
+    """*count* processes that do nothing, the last with a name of its own; all see the end of stdin."""
+    for number in range(1, count + 1):
         if os.fork() == 0:
+            if number == count:
+                _libc.prctl(_PR_SET_NAME, LAST_OF_CROWD)
             os.read(0, 1)
             os._exit(0)
     return 0
@@ -168,6 +175,9 @@ def main() -> None:
     start = KINDS[sys.argv[1]](int(sys.argv[2]))
     print(json.dumps({"start": start}), flush=True)
     os.read(0, 1)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 if __name__ == "__main__":
