@@ -28,7 +28,7 @@ class Attributes:
         ctime_ns: when the process began, or the snapshot was taken. It must not move: tar takes a file
             whose ctime moves for one that was changed while it was read.
         name_timeout_s: how long the kernel may believe that the name still stands for this node.
-        settled: whether the size is known before the file is opened.
+        settled: whether the size is right; else it is found when someone asks for it alone.
     """
 
     number: int
@@ -76,10 +76,11 @@ def describe_node(
     size_bytes: int = 0,
     held_bytes: int = 0,
     mtime_ns: int | None = None,
+    settled: bool = True,
 ) -> Attributes:
     """The attributes of *node*, which has the inode number *number*.
 
-    *mtime_ns* is when its content last changed, where that is known.
+    *mtime_ns* is when its content last changed, where that is known; *settled*: whether its size is.
     """
     if mtime_ns is None:
         mtime_ns = time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns
@@ -94,5 +95,5 @@ def describe_node(
         mtime_ns=mtime_ns,
         ctime_ns=ownership.ctime_ns,
         name_timeout_s=_PID_TIMEOUT_S if name is Name.PROCESS else _NAME_TIMEOUT_S,
-        settled=not ownership.live or name is not Name.CORE,
+        settled=settled,
     )

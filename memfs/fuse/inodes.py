@@ -130,6 +130,7 @@ class Inodes:
         self._next_serial = 1
         self._prune_at = _FIRST_PRUNE
         self._far: list[int] = []
+        self._far_numbers: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def number_of(self, node: Node) -> int:
@@ -168,9 +169,10 @@ class Inodes:
 
     def _far_number(self, page: int) -> int:
         with self._lock:
-            if page not in self._far:
+            if page not in self._far_numbers:
+                self._far_numbers[page] = len(self._far)
                 self._far.append(page)
-            return _FAR_BIT | self._far.index(page)
+            return _FAR_BIT | self._far_numbers[page]
 
     def node_of(self, number: int) -> Node:
         """The node that got *number*.
@@ -210,7 +212,10 @@ class Inodes:
         return serial
 
     def _prune(self) -> None:
-        """Forget who has ended; as many again may gather until the next time."""
+        """Forget who has ended; as many again as there are now may gather until the next time.
+
+        All processes are looked at for it, those too that have no serial yet: so these count as well.
+        """
         living = self._living()
         self._key_of = {
             serial: key
@@ -220,4 +225,4 @@ class Inodes:
         self._serial_of = {key: serial for serial, key in self._key_of.items()}
         self._ends = {owner: ends for owner, ends in self._ends.items() if owner in living}
         self._later_ends = {place: ends for place, ends in self._later_ends.items() if place[0] in living}
-        self._prune_at = max(_FIRST_PRUNE, 2 * len(self._key_of))
+        self._prune_at = max(_FIRST_PRUNE, 2 * len(self._key_of), 2 * len(living))

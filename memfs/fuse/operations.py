@@ -147,6 +147,11 @@ class Operations(pyfuse3.Operations):
         return self._describe(await self._ask(self._tree.attributes, node))
 
     def _describe(self, found: Attributes) -> pyfuse3.EntryAttributes:
+        found = self._while_open(found)
+        self._tell(found)
+        return _to_fuse(found)
+
+    def _while_open(self, found: Attributes) -> Attributes:
         """A file's size and mtime stand still while it is open.
 
         Its size is that of what was opened, whatever became of its process: a copier would else
@@ -154,10 +159,7 @@ class Operations(pyfuse3.Operations):
         looks before it opens a file and when it has read it, would else say that the file changed.
         """
         opened = self._opened.get(found.number)
-        if opened is not None:
-            found = opened.found
-        self._tell(found)
-        return _to_fuse(found)
+        return found if opened is None else opened.found
 
     def _tell(self, found: Attributes) -> None:
         """Remember what is said of a file, for the case that it is opened next."""
@@ -196,11 +198,12 @@ class Operations(pyfuse3.Operations):
         listing.read = True
         for position in range(start_id, len(listing.entries)):
             entry = listing.entries[position]
-            timeout_s = _LISTED_TIMEOUT_S if entry.attributes.settled else 0
-            attributes = _to_fuse(entry.attributes, timeout_s=timeout_s)
+            found = self._while_open(entry.attributes)
+            attributes = _to_fuse(found, timeout_s=_LISTED_TIMEOUT_S if found.settled else 0)
             if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
                 break
-            self._tell(entry.attributes)
+            if found.settled:
+                self._tell(found)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)

@@ -13,10 +13,15 @@ from memfs.target.layout import safe_name
 
 
 class Population:
-    """The processes that run, but for those that are frozen copies."""
+    """The processes that run, but for those that are frozen copies.
+
+    The kernel has no index of names: who asks for one has all processes read. But of each name that was
+    seen then, one bearer is remembered, and as long as that one has it no other needs to be asked.
+    """
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
+        self._bearers: dict[bytes, Identity] = {}
 
     def processes(self) -> Iterator[tuple[Identity, procfs.Stat]]:
         """The processes that have memory, in order of their pid; frozen copies are none."""
@@ -26,12 +31,35 @@ class Population:
                 with suppress(NoSuchEntry):
                     yield describe(pid)
 
-    def find_process(self, pid: int) -> tuple[Identity, procfs.Stat]:
-        """The process with that number, which is none of a thread."""
+    def find_process(self, pid: int) -> tuple[Identity, procfs.Stat, procfs.Status]:
+        """The process with that number, which is none of a thread.
+
+        Raises:
+            NoSuchEntry: there is none.
+        """
         with suppress(FileNotFoundError, ProcessLookupError):
-            if procfs.read_status(pid).process == pid and pid not in self._snapshots.copies():
-                return describe(pid)
+            if pid not in self._snapshots.copies():
+                identity, stat = describe(pid)
+                status = procfs.read_status(pid)
+                if status.process == pid:
+                    return identity, stat, status
         raise NoSuchEntry(f"there is no process {pid}")
+
+    def names(self) -> AbstractSet[bytes]:
+        """What the processes are called, as the tree writes it."""
+        # A new table each time: it is never longer than the list of processes.
+        self._bearers = {comm_of(stat): identity for identity, stat in self.processes()}
+        return self._bearers.keys()
+
+    def has_name(self, comm: bytes) -> bool:
+        """Whether any process is called so."""
+        bearer = self._bearers.get(comm)
+        if bearer is not None:
+            with suppress(NoSuchEntry):
+                identity, stat = describe(bearer.pid)
+                if identity == bearer and comm_of(stat) == comm:
+                    return True
+        return comm in self.names()
 
     def owners(self) -> AbstractSet[Owner | bytes]:
         """Who owns inode numbers now: processes, snapshots, and names of processes."""

@@ -1,0 +1,260 @@
+"""What stat(2) tells of each node, found by looking at its process or its snapshot.
+
+It knows nodes and spaces, and nothing of names and directories. No more is read of a process than the
+question needs: for most nodes who it is and whose, for a VMA file that VMA alone.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import overload
+
+from memfs.errors import NoSuchEntry
+from memfs.fuse.attributes import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    OPEN_DIRECTORY,
+    SNAPSHOT_DIRECTORY,
+    Attributes,
+    Entry,
+    Ownership,
+    describe_node,
+)
+from memfs.fuse.contents import REGION_LINKS, Contents, link_target, region_of
+from memfs.fuse.inodes import Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
+from memfs.image.memory import resident_bytes
+from memfs.linux import procfs
+from memfs.linux.pagemap import Scanner
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.snapshot.registry import Snapshots
+from memfs.snapshot.snapshot import SnapshotId
+from memfs.target.identity import describe
+from memfs.target.layout import Kind, Region, name_of
+from memfs.target.space import Space
+
+_TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
+
+_SELF = Fixed(Name.SELF)
+_LINKS = (*REGION_LINKS, Name.PROC, Name.NAME_LINK)
+_TIMED = (Name.MEM, Name.MAPS)
+_NEED_SPACE = (*REGION_LINKS, Name.MEM, Name.MAPS)
+
+
+class Inspector:
+    """The attributes of all nodes."""
+
+    def __init__(self, snapshots: Snapshots, contents: Contents, inodes: Inodes) -> None:
+        """Ask *snapshots* and *contents* about what is in them; the numbers are those of *inodes*."""
+        self._snapshots = snapshots
+        self._contents = contents
+        self._inodes = inodes
+        self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._mine = Ownership(os.geteuid(), os.getegid(), time.time_ns(), 0, live=True)
+
+    def attributes(self, node: Node) -> Attributes:
+        """What stat(2) tells of *node*.
+
+        Raises:
+            MemfsError: the process or the mapping is gone, or may not be looked into.
+        """
+        if isinstance(node, ProcessNode):
+            ownership = self.ownership(node.owner)
+            if node.name in _NEED_SPACE:
+                with self._contents.space(node.owner) as space:
+                    return self._attributes_in(node, ownership, space)
+            return self._attributes_in(node, ownership, None)
+        if isinstance(node, VmaNode):
+            with self._contents.space(node.owner) as space:
+                return self.vma_entry(node.owner, space, region_of(space, node)).attributes
+        if isinstance(node, SinceNode):
+            size = len(self._contents.since_text(node))
+            return self._describe(node, FILE, self.ownership(node.owner), size_bytes=size, held_bytes=size)
+        return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
+
+    def listed(self, node: ProcessNode, ownership: Ownership, space: Space) -> Attributes:
+        """What a listing tells of *node*, which is in the directory of a process or of a snapshot.
+
+        The size of maps is that of a text which the kernel would have to write: it is told to who asks.
+        """
+        if node.name is Name.MAPS and ownership.live:
+            return self._describe(node, FILE, ownership, settled=False)
+        return self._attributes_in(node, ownership, space)
+
+    def directory_of(self, node: ProcessNode, ownership: Ownership) -> Attributes:
+        """What stat(2) tells of a process's directory, or of a link to it, given who owns it."""
+        return self._attributes_in(node, ownership, None)
+
+    def ownership(
+        self, owner: Owner, stat: procfs.Stat | None = None, status: procfs.Status | None = None
+    ) -> Ownership:
+        """Who owns the files of a process or a snapshot.
+
+        *stat* and *status* are those of the process that has the pid now, if they have been read already.
+
+        Raises:
+            NoSuchEntry: it has ended, or was let go.
+        """
+        if isinstance(owner, SnapshotId):
+            frozen = self._snapshots.get(owner).frozen
+            return _ownership_of(frozen.owner, frozen.taken_ns, live=False)
+        began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
+        try:
+            if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
+                return _ownership_of(status or procfs.read_status(owner.pid), began_ns, live=True)
+        except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
+            pass
+        for _, id_ in self._snapshots.names(owner):
+            return _ownership_of(self._snapshots.get(id_).frozen.owner, began_ns, live=False)
+        raise NoSuchEntry(f"process {owner.pid} has ended")
+
+    def vma_entry(self, owner: Owner, space: Space, region: Region) -> Entry:
+        """The file of *region*, of which alone something is asked in *space*."""
+        return self._vma_describer(owner, space)(region, resident_bytes(space, region.span, Scanner()))
+
+    def vma_entries(self, owner: Owner) -> Sequence[Entry]:
+        """The files of all VMAs, in order.
+
+        Raises:
+            MemfsError: the process has ended, or may not be looked into.
+        """
+        with self._contents.space(owner) as space:
+            regions = [region for region in space.layout().regions if region.has_file]
+            return _VmaEntries(
+                self._vma_describer(owner, space), regions, _resident_by_region(space, regions)
+            )
+
+    def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:
+        held = 0
+        if node.name in (Name.PROCESS, Name.VMAS, Name.SINCE):
+            return self._describe(node, DIRECTORY, ownership)
+        if node.name is Name.SNAPSHOTS:
+            return self._describe(node, SNAPSHOT_DIRECTORY, ownership)
+        if node.name is Name.INFO:
+            size = len(self._contents.frozen(node.owner).info)
+        elif node.name is Name.CORE:
+            size, held = self._contents.core_bytes(node.owner), ownership.held_bytes
+        elif space is None or node.name in _LINKS:
+            return self._describe(node, LINK, ownership, size_bytes=len(link_target(node, space)))
+        elif node.name is Name.MAPS:
+            size = len(space.maps_text())
+        else:
+            size, held = space.end(), ownership.held_bytes
+        mtime_ns = self._content_time(node)
+        return self._describe(
+            node,
+            FILE,
+            ownership,
+            size_bytes=size,
+            held_bytes=held,
+            mtime_ns=mtime_ns,
+            settled=not ownership.live or node.name is not Name.CORE,
+        )
+
+    def _vma_describer(self, owner: Owner, space: Space) -> "_VmaDescriber":
+        ownership = self.ownership(owner, space.stat)
+        time_of = self._region_times(owner)
+
+        def describe_vma(region: Region, resident: int) -> Entry:
+            span = region.mapping.span
+            node = VmaNode(owner, span.start, span.end)
+            # tar -S takes a file without a block for a hole all through, and does not read it.
+            held = resident or (0 if region.kind is Kind.ANONYMOUS else PAGE_BYTES)
+            attributes = self._describe(
+                node, FILE, ownership, size_bytes=span.size, held_bytes=held, mtime_ns=time_of(span.start)
+            )
+            return Entry(name_of(region.mapping), node, attributes)
+
+        return describe_vma
+
+    def _describe(
+        self,
+        node: Node,
+        mode: int,
+        ownership: Ownership,
+        *,
+        size_bytes: int = 0,
+        held_bytes: int = 0,
+        mtime_ns: int | None = None,
+        settled: bool = True,
+    ) -> Attributes:
+        return describe_node(
+            self._inodes.number_of(node),
+            node,
+            mode,
+            ownership,
+            size_bytes=size_bytes,
+            held_bytes=held_bytes,
+            mtime_ns=mtime_ns,
+            settled=settled,
+        )
+
+    def _content_time(self, node: ProcessNode) -> int | None:
+        """When *node* of a snapshot last changed, as far as is known; None for now, or when taken."""
+        if not isinstance(node.owner, SnapshotId) or node.name not in _TIMED:
+            return None
+        times = self._snapshots.content_times(self._snapshots.get(node.owner))
+        return times.flat if node.name is Name.MEM else times.maps
+
+    def _region_times(self, owner: Owner) -> Callable[[int], int | None]:
+        """The same for VMAs, by the address at which they begin."""
+        if not isinstance(owner, SnapshotId):
+            return lambda _: None
+        snapshot = self._snapshots.get(owner)
+        times = self._snapshots.content_times(snapshot).by_start
+        return lambda start: times.get(start, snapshot.frozen.taken_ns)
+
+
+_VmaDescriber = Callable[[Region, int], Entry]
+"""The entry of a region, given how many of its bytes are held."""
+
+
+class _VmaEntries(Sequence[Entry]):
+    """Entries that are made one by one when they are asked for, by looking at nothing any more.
+
+    A listing is sent in small batches: entries of 60,000 VMAs, all at once, would take some 40 MiB.
+    """
+
+    def __init__(self, describe_vma: _VmaDescriber, regions: Sequence[Region], held: Sequence[int]) -> None:
+        """*held*: how many bytes of each of *regions* are in memory or swapped out."""
+        self._describe = describe_vma
+        self._regions = regions
+        self._held = held
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return self._describe(self._regions[index], self._held[index])
+
+
+def _ownership_of(status: procfs.Status, ctime_ns: int, *, live: bool) -> Ownership:
+    held_bytes = status.resident_bytes + status.swapped_bytes
+    return Ownership(status.uid, status.gid, ctime_ns, held_bytes, live)
+
+
+def _resident_by_region(space: Space, regions: Sequence[Region]) -> list[int]:
+    """Bytes that each of *regions*, in order, holds: one walk through the page tables for all."""
+    held = [0] * len(regions)
+    if not regions:
+        return held
+    at = 0
+    for run in space.pages(Span(regions[0].span.start, regions[-1].span.end), Scanner()):
+        if not run.held:
+            continue
+        while regions[at].span.end <= run.span.start:
+            at += 1
+        while at < len(regions) and regions[at].span.start < run.span.end:
+            held[at] += regions[at].span.clip(run.span).size
+            if regions[at].span.end > run.span.end:
+                break
+            at += 1
+        if at == len(regions):
+            break
+    return held
