@@ -36,6 +36,9 @@ from memfs.target.space import Space
 REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 """Links whose target only a look into the process tells."""
 
+USE_XATTRS = frozenset(XATTR_PREFIX + name for name in (b"rss", b"swap", b"flags"))
+"""Extended attributes that only smaps tells."""
+
 _SELF = Fixed(Name.SELF)
 
 
@@ -112,14 +115,17 @@ class Contents:
         finally:
             snapshot.drop()
 
-    def extended_attributes(self, node: Node) -> dict[bytes, bytes]:
-        """All extended attributes of *node* by name, those that are not listed too."""
+    def extended_attributes(self, node: Node, *, use: bool = True) -> dict[bytes, bytes]:
+        """All extended attributes of *node* by name, those that are not listed too.
+
+        Without *use* those of USE_XATTRS are left out: the kernel tells them of all VMAs or of none.
+        """
         if not isinstance(node, VmaNode):
             return self._snapshot_mark(node)
         with self.space(node.owner) as space:
             region = region_of(space, node)
             mapping = region.mapping
-            use = space.use_of(mapping.span.start)
+            found = space.use_of(mapping.span.start) if use else None
         values = {
             b"start": b"%012x" % mapping.span.start,
             b"end": b"%012x" % mapping.span.end,
@@ -129,10 +135,10 @@ class Contents:
             b"inode": b"%d" % mapping.inode,
             b"path": mapping.path,
         }
-        if use is not None:
-            values[b"rss"] = b"%d" % use.resident_bytes
-            values[b"swap"] = b"%d" % use.swapped_bytes
-            values[b"flags"] = b" ".join(sorted(use.flags))
+        if found is not None:
+            values[b"rss"] = b"%d" % found.resident_bytes
+            values[b"swap"] = b"%d" % found.swapped_bytes
+            values[b"flags"] = b" ".join(sorted(found.flags))
         return {
             **{XATTR_PREFIX + name: value for name, value in values.items()},
             **self._snapshot_mark(node),

@@ -24,6 +24,7 @@ from memfs.errors import AccessDenied, CannotFreeze, MemfsError, TargetBusy, Too
 from memfs.fuse.attributes import Attributes, Entry
 from memfs.fuse.backing import Backings
 from memfs.fuse.cache import CacheTrail
+from memfs.fuse.contents import USE_XATTRS
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Node
@@ -300,15 +301,16 @@ class Operations(pyfuse3.Operations):
             # ls asks each file for an ACL and a label, but not again once it hears this.
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if name.startswith(XATTR_PREFIX):
-            found = await self._ask(self._extended_attributes, inode)
+            found = await self._ask(self._extended_attributes, inode, name)
             if name in found:
                 return found[name]
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
-    def _extended_attributes(self, inode: int) -> dict[bytes, bytes]:
+    def _extended_attributes(self, inode: int, name: bytes) -> dict[bytes, bytes]:
         if inode == pyfuse3.ROOT_INODE:
             return {DAEMON_XATTR: b"%d" % os.getpid()}
-        return self._tree.contents.extended_attributes(self._tree.inodes.node_of(inode))
+        node = self._tree.inodes.node_of(inode)
+        return self._tree.contents.extended_attributes(node, use=name in USE_XATTRS)
 
 
 def _refuse_change(name: str) -> None:

@@ -91,6 +91,19 @@ def test_maps_is_the_text_that_proc_gives(memfs: Mount, holder: Target) -> None:
     assert (check("cat", file), file.stat().st_size) == (text, len(text))
 
 
+def test_a_listing_leaves_the_size_of_maps_as_it_is(memfs: Mount, holder: Target) -> None:
+    """It does not tell it: neither to who asks afterwards, nor to who has the file open."""
+    text = Path(f"/proc/{holder.pid}/maps").read_bytes()
+    process = memfs.process(holder.pid)
+    assert "maps" in os.listdir(process)
+    assert (process / "maps").stat().st_size == len(text)
+    with opened(process / "maps") as descriptor:
+        assert f" {len(text)} " in check("ls", "-l", process).decode()
+        assert os.fstat(descriptor).st_size == len(text)
+        assert os.lseek(descriptor, 0, os.SEEK_END) == len(text)
+        assert os.pread(descriptor, 2 * len(text), 0) == text
+
+
 def test_sizes_are_exact(memfs: Mount, holder: Target) -> None:
     for mapping in holder.mappings:
         assert memfs.vma(holder.pid, mapping).stat().st_size == mapping.length

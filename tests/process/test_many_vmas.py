@@ -1,6 +1,7 @@
 """A process with 60,000 VMAs: its layout is right, and the parts of it that are looked at are found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from process.reading import FLAT, VMA
@@ -8,10 +9,13 @@ from process.trees import plain_tree
 from support.held import Span, merge
 from support.outside import read_maps
 from support.pattern import PAGE
+from support.reads import counted
 from support.target import Target
 from unit.ways import WAYS, Way
 
-from memfs.fuse.inodes import Name, ProcessNode
+from memfs.fuse.attributes import Entry
+from memfs.fuse.inodes import Name, ProcessNode, VmaNode
+from memfs.fuse.tree import Tree
 from memfs.linux import span as memfs_span
 from memfs.linux.procfs import Access
 from memfs.target.identity import identify
@@ -84,3 +88,48 @@ def test_there_is_a_file_for_each_with_its_blocks(many: Target) -> None:
     assert {each.size_bytes for each in inside} == {PAGE}
     assert sum(each.blocks * 512 for each in inside) == touched
     assert {each.blocks for each in inside} == {0, 8}
+
+
+_FEW_BYTES = 16 << 10
+"""Enough for a few reads of stat and status; each line of maps is of 50 bytes."""
+
+
+def look_up(tree: Tree, vma: VmaNode) -> Entry:
+    """Look the file of *vma* up by its name."""
+    return tree.lookup(ProcessNode(vma.owner, Name.VMAS), b"%012x-%012x_rw-p_anon" % (vma.start, vma.end))
+
+
+_QUESTIONS: dict[str, Callable[[Tree, VmaNode], object]] = {
+    "lookup of a VMA": look_up,
+    "stat of a VMA": lambda tree, vma: tree.attributes(vma),
+    "attribute of a VMA": lambda tree, vma: tree.contents.extended_attributes(vma, use=False),
+    "open of a VMA": lambda tree, vma: tree.contents.open(vma).close(),
+    "stat of the process": lambda tree, vma: tree.attributes(ProcessNode(vma.owner, Name.PROCESS)),
+    "stat of mem": lambda tree, vma: tree.attributes(ProcessNode(vma.owner, Name.MEM)),
+    "stat of core": lambda tree, vma: tree.attributes(ProcessNode(vma.owner, Name.CORE)),
+    "stat of vmas": lambda tree, vma: tree.attributes(ProcessNode(vma.owner, Name.VMAS)),
+    "the link stack": lambda tree, vma: tree.contents.read_link(ProcessNode(vma.owner, Name.STACK), 1),
+    "ls of the process": lambda tree, vma: list(tree.list(ProcessNode(vma.owner, Name.PROCESS))),
+}
+
+
+@pytest.mark.parametrize("question", _QUESTIONS)
+def test_a_question_about_one_file_reads_nothing_of_the_others(many: Target, question: str) -> None:
+    start = many.mapping("vmas-60000").start + 30_000 * PAGE
+    vma = VmaNode(identify(many.pid), start, start + PAGE)
+    assert len(Path(f"/proc/{many.pid}/maps").read_bytes()) > 100 * _FEW_BYTES
+    tree = plain_tree()
+    with counted() as reads:
+        _QUESTIONS[question](tree, vma)
+    assert 0 < reads.size_bytes < _FEW_BYTES
+
+
+def test_a_listing_reads_maps_once_and_its_entries_nothing(many: Target) -> None:
+    tree, identity = plain_tree(), identify(many.pid)
+    text = len(Path(f"/proc/{many.pid}/maps").read_bytes())
+    with counted() as reads:
+        entries = tree.list(ProcessNode(identity, Name.VMAS))
+    assert text <= reads.size_bytes < text + _FEW_BYTES
+    with counted() as reads:
+        assert [entry.attributes.size_bytes for entry in entries[30_000:30_150]] == [PAGE] * 150
+    assert reads.calls == 0

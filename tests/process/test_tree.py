@@ -16,6 +16,7 @@ from support.held import HeldMapping
 from support.kinds import ODD_FILE_NAMES
 from support.outside import read_maps
 from support.pattern import PAGE
+from support.reads import counted
 from support.target import Target
 
 from memfs.errors import NoSuchEntry
@@ -337,6 +338,63 @@ def test_by_name_has_safe_names_that_lead_back(tree: Tree, tmp_path: Path, comm:
             tree.lookup(directory.node, b"1")
     with pytest.raises(NoSuchEntry):
         tree.lookup(BY_NAME, b"no process is called so")
+
+
+def test_a_name_that_was_found_is_found_again_by_asking_one_process(tree: Tree, tmp_path: Path) -> None:
+    with Target("private-runs", directory=tmp_path) as target:
+        target.set_name(b"asked for")
+        found = tree.lookup(BY_NAME, b"asked_for")
+        with counted() as reads:
+            assert tree.lookup(BY_NAME, b"asked_for").node == found.node
+        assert 0 < reads.calls <= 2  # stat, and its end
+        with counted() as reads, pytest.raises(NoSuchEntry):
+            tree.lookup(BY_NAME, b"no process is called so")
+        assert reads.calls > 2 * len(set(Path("/proc").glob("[1-9]*/exe"))) > 4
+
+
+def test_a_name_is_there_as_long_as_any_process_has_it(tree: Tree, tmp_path: Path) -> None:
+    with (
+        Target("private-runs", directory=tmp_path) as first,
+        Target("private-runs", directory=tmp_path) as second,
+        Target("private-runs", directory=tmp_path) as third,
+    ):
+        for target in (first, second, third):
+            target.set_name(b"shared name")
+        number = tree.lookup(BY_NAME, b"shared_name").attributes.number
+        for target in (third, second):
+            target.exit()
+            assert tree.lookup(BY_NAME, b"shared_name").attributes.number == number
+        first.set_name(b"another")
+        assert tree.lookup(BY_NAME, b"another").attributes.number != number
+        with pytest.raises(NoSuchEntry):
+            tree.lookup(BY_NAME, b"shared_name")
+
+
+def test_a_lookup_of_a_process_reads_two_files(tree: Tree) -> None:
+    with counted() as reads:
+        tree.lookup(ROOT, b"%d" % os.getpid())
+    assert 0 < reads.calls <= 4  # stat and status, and their ends
+
+
+def test_a_listing_stands_though_its_process_has_ended(tree: Tree, tmp_path: Path) -> None:
+    with Target("private-runs", directory=tmp_path) as target:
+        directory = vmas_of(target.pid)
+        lines = read_maps(target.pid)
+        entries = tree.list(directory)
+        target.exit()
+        listed = {int(entry.name[:12], 16) for entry in entries}
+        assert listed < {line.span.start for line in lines}
+        assert len(listed) == len(entries) > 5
+        with pytest.raises(NoSuchEntry):
+            tree.list(directory)
+
+
+def test_a_listing_does_not_tell_the_size_of_a_text_that_must_be_made_for_it(
+    tree: Tree, everything: Target
+) -> None:
+    process = ProcessNode(identify(everything.pid), Name.PROCESS)
+    unsettled = {entry.name for entry in tree.list(process) if not entry.attributes.settled}
+    assert unsettled == {b"maps", b"core"}
 
 
 def test_odd_file_names_are_labels_without_what_a_shell_would_mind(tree: Tree, everything: Target) -> None:

@@ -54,6 +54,23 @@ def test_numbers_of_the_living_survive_and_those_of_the_dead_lead_nowhere() -> N
     assert again not in dead
 
 
+def test_the_living_are_counted_once_while_all_of_them_get_their_numbers() -> None:
+    living = {Identity(pid, 1) for pid in range(1, 5001)}
+    counts = []
+
+    def count() -> set[Identity]:
+        counts.append(len(living))
+        return living
+
+    inodes = Inodes(count)
+    for identity in living:
+        inodes.number_of(ProcessNode(identity, Name.PROCESS))
+    assert counts == [5000]
+    for pid in range(5001, 15_001):
+        inodes.number_of(ProcessNode(Identity(pid, 1), Name.PROCESS))
+    assert counts == [5000, 5000]
+
+
 def test_a_vma_with_another_end_is_another_file_and_both_are_found_again() -> None:
     owner = Identity(1, 1)
     inodes = Inodes(lambda: {owner})
