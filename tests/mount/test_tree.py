@@ -104,6 +104,15 @@ def test_a_listing_leaves_the_size_of_maps_as_it_is(memfs: Mount, holder: Target
         assert os.pread(descriptor, 2 * len(text), 0) == text
 
 
+def test_a_listing_leaves_the_time_of_an_open_file_as_it_is(memfs: Mount, holder: Target) -> None:
+    """tar looks at a file before and after it reads it, and others may look at the directory meanwhile."""
+    file = memfs.vma(holder.pid, holder.mapping("private-runs"))
+    with opened(file) as descriptor:
+        before = os.fstat(descriptor).st_mtime_ns
+        assert file.name in os.listdir(file.parent)
+        assert os.fstat(descriptor).st_mtime_ns == before
+
+
 def test_sizes_are_exact(memfs: Mount, holder: Target) -> None:
     for mapping in holder.mappings:
         assert memfs.vma(holder.pid, mapping).stat().st_size == mapping.length
