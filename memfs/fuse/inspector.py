@@ -72,18 +72,15 @@ class Inspector:
             return self._describe(node, FILE, self.ownership(node.owner), size_bytes=size, held_bytes=size)
         return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
 
-    def listed(self, node: ProcessNode, ownership: Ownership, space: Space) -> Attributes:
-        """What a listing tells of *node*, which is in the directory of a process or of a snapshot.
+    def listed(self, node: ProcessNode, ownership: Ownership, space: Space | None = None) -> Attributes:
+        """What a listing tells of *node*, whose owner has this *ownership* and this *space*.
 
-        The size of maps is that of a text which the kernel would have to write: it is told to who asks.
+        The *space* is needed for what is in it. The size of a live process's maps is that of a text which
+        the kernel would have to write: it is told to who asks.
         """
         if node.name is Name.MAPS and ownership.live:
             return self._describe(node, FILE, ownership, settled=False)
         return self._attributes_in(node, ownership, space)
-
-    def directory_of(self, node: ProcessNode, ownership: Ownership) -> Attributes:
-        """What stat(2) tells of a process's directory, or of a link to it, given who owns it."""
-        return self._attributes_in(node, ownership, None)
 
     def ownership(
         self, owner: Owner, stat: procfs.Stat | None = None, status: procfs.Status | None = None
@@ -120,12 +117,11 @@ class Inspector:
         """
         with self._contents.space(owner) as space:
             regions = [region for region in space.layout().regions if region.has_file]
-            return _VmaEntries(
-                self._vma_describer(owner, space), regions, _resident_by_region(space, regions)
-            )
+            describe_vma = self._vma_describer(owner, space)
+            return _VmaEntries(describe_vma, regions, _resident_by_region(space, regions))
 
     def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:
-        held = 0
+        held, settled = 0, True
         if node.name in (Name.PROCESS, Name.VMAS, Name.SINCE):
             return self._describe(node, DIRECTORY, ownership)
         if node.name is Name.SNAPSHOTS:
@@ -134,21 +130,16 @@ class Inspector:
             size = len(self._contents.frozen(node.owner).info)
         elif node.name is Name.CORE:
             size, held = self._contents.core_bytes(node.owner), ownership.held_bytes
+            settled = not ownership.live
         elif space is None or node.name in _LINKS:
             return self._describe(node, LINK, ownership, size_bytes=len(link_target(node, space)))
         elif node.name is Name.MAPS:
             size = len(space.maps_text())
         else:
             size, held = space.end(), ownership.held_bytes
-        mtime_ns = self._content_time(node)
+        time_ns = self._content_time(node)
         return self._describe(
-            node,
-            FILE,
-            ownership,
-            size_bytes=size,
-            held_bytes=held,
-            mtime_ns=mtime_ns,
-            settled=not ownership.live or node.name is not Name.CORE,
+            node, FILE, ownership, size_bytes=size, held_bytes=held, mtime_ns=time_ns, settled=settled
         )
 
     def _vma_describer(self, owner: Owner, space: Space) -> "_VmaDescriber":

@@ -3,8 +3,8 @@
 What stat(2) tells of that is in `inspector`, what files hold in `contents`.
 
 It answers in values and raises MemfsError; it knows neither pyfuse3 nor open files. Nothing is kept
-between two calls but inode numbers and snapshots: the tree is what /proc says at the moment of the
-question. Calls that look into a process may block, on its memory map being changed or on a dead
+between two calls but inode numbers, snapshots and where to look first: the tree is what /proc says at
+the moment of the question. Calls that look into a process may block, on its memory map being changed or on a dead
 server: they belong in a thread.
 """
 
@@ -13,22 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.attributes import (
-    Attributes,
-    Entry,
-)
-from memfs.fuse.contents import REGION_LINKS, Contents
-from memfs.fuse.inodes import (
-    CommDir,
-    Fixed,
-    Inodes,
-    Name,
-    Node,
-    Owner,
-    ProcessNode,
-    SinceNode,
-    identity_of,
-)
+from memfs.fuse.attributes import Attributes, Entry
+from memfs.fuse.contents import Contents
+from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, identity_of
 from memfs.fuse.inspector import Inspector
 from memfs.fuse.names import SINCE_NAME
 from memfs.fuse.population import Population, comm_of
@@ -38,7 +25,6 @@ from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity
 from memfs.target.layout import name_of, start_of
 
-_TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
 _PID_DIGITS = 7  # PID_MAX_LIMIT is 2**22
 
 _ROOT_NAMES = {b"by-name": Name.BY_NAME, b"self": Name.SELF}
@@ -180,7 +166,7 @@ class Tree:
         """A process's directory, or the link of that *name* to it; *stat*, *status*: if read already."""
         node = ProcessNode(identity, name)
         ownership = self._inspector.ownership(identity, stat, status)
-        return Entry(b"%d" % identity.pid, node, self._inspector.directory_of(node, ownership))
+        return Entry(b"%d" % identity.pid, node, self._inspector.listed(node, ownership))
 
     def _snapshot_entry(self, name: bytes, id_: SnapshotId) -> Entry:
         node = ProcessNode(id_, Name.PROCESS)
@@ -201,7 +187,7 @@ class Tree:
             if isinstance(owner, SnapshotId) or not self.snapshots.names(owner):
                 raise
             node = ProcessNode(owner, Name.SNAPSHOTS)  # all that is left of it
-            yield Entry(b"snapshots", node, self._inspector.directory_of(node, ownership))
+            yield Entry(b"snapshots", node, self._inspector.listed(node, ownership))
             return
         with space:
             for name, fixed in _names_of(owner).items():
@@ -238,6 +224,8 @@ class Tree:
         """
         self.snapshots.remove(_snapshots_of(parent), name)
 
+    # Attributes
+
     def attributes(self, node: Node) -> Attributes:
         """What stat(2) tells of *node*.
 
@@ -249,10 +237,6 @@ class Tree:
 
 _ROOT = Fixed(Name.ROOT)
 _BY_NAME = Fixed(Name.BY_NAME)
-_SELF = Fixed(Name.SELF)
-_LINKS = (*REGION_LINKS, Name.PROC, Name.NAME_LINK)
-_TIMED = (Name.MEM, Name.MAPS)
-_NEED_SPACE = (*REGION_LINKS, Name.MEM, Name.MAPS)
 
 
 def _show(name: bytes) -> str:
