@@ -125,8 +125,10 @@ class Inodes:
         self._living = living
         self._serial_of: dict[_Key, int] = {}
         self._key_of: dict[int, _Key] = {}
-        self._ends: dict[Owner, dict[int, int]] = {}
-        self._later_ends: dict[tuple[Owner, int], list[int]] = {}
+        # Lengths of VMAs by where they begin, both in pages: new numbers, and small ones. The addresses
+        # themselves would keep what lies around them there in memory: 14 MiB after a list of 60,000.
+        self._pages: dict[Owner, dict[int, int]] = {}
+        self._later_pages: dict[tuple[Owner, int], list[int]] = {}
         self._next_serial = 1
         self._prune_at = _FIRST_PRUNE
         self._far: list[int] = []
@@ -143,29 +145,29 @@ class Inodes:
             return self._serial(node.owner) << _WITHIN_BITS | node.name
         if isinstance(node, SinceNode):
             return self._serial(node.owner) << _WITHIN_BITS | _SINCE_BIT | node.serial
-        variant = self._variant_of(node)
-        serial = self._serial((node.owner, variant) if variant else node.owner)
         page = node.start // PAGE_BYTES
+        variant = self._variant_of(node.owner, page, node.end // PAGE_BYTES - page)
+        serial = self._serial((node.owner, variant) if variant else node.owner)
         within = page if page < _FAR_BIT else self._far_number(page)
         return serial << _WITHIN_BITS | _VMA_BIT | within
 
-    def _variant_of(self, node: VmaNode) -> int:
-        """0 for the first VMA that was seen to begin there, 1 for the next with another end …"""
-        first = self._ends.setdefault(node.owner, {}).setdefault(node.start, node.end)
-        if first == node.end:
+    def _variant_of(self, owner: Owner, page: int, pages: int) -> int:
+        """0 for the first VMA that was seen to begin at *page*, 1 for the next with another length …"""
+        first = self._pages.setdefault(owner, {}).setdefault(page, pages)
+        if first == pages:
             return 0
         with self._lock:
-            later = self._later_ends.setdefault((node.owner, node.start), [])
-            if node.end not in later:
-                later.append(node.end)
-            return later.index(node.end) + 1
+            later = self._later_pages.setdefault((owner, page), [])
+            if pages not in later:
+                later.append(pages)
+            return later.index(pages) + 1
 
-    def _vma_node(self, owner: Owner, variant: int, start: int) -> VmaNode:
+    def _vma_node(self, owner: Owner, variant: int, page: int) -> VmaNode:
         try:
-            end = self._later_ends[owner, start][variant - 1] if variant else self._ends[owner][start]
+            pages = self._later_pages[owner, page][variant - 1] if variant else self._pages[owner][page]
         except KeyError:
             raise NoSuchEntry("the process of this file has ended") from None
-        return VmaNode(owner, start, end)
+        return VmaNode(owner, PAGE_BYTES * page, PAGE_BYTES * (page + pages))
 
     def _far_number(self, page: int) -> int:
         with self._lock:
@@ -192,7 +194,7 @@ class Inodes:
         if within & _VMA_BIT:
             page = within & ~_VMA_BIT
             page = self._far[page & ~_FAR_BIT] if page & _FAR_BIT else page
-            return self._vma_node(owner, variant, PAGE_BYTES * page)
+            return self._vma_node(owner, variant, page)
         if within & _SINCE_BIT and isinstance(owner, SnapshotId):
             return SinceNode(owner, within & ~_SINCE_BIT)
         return ProcessNode(owner, Name(within))
@@ -223,6 +225,6 @@ class Inodes:
             if (key[0] if isinstance(key, tuple) else key) in living
         }
         self._serial_of = {key: serial for serial, key in self._key_of.items()}
-        self._ends = {owner: ends for owner, ends in self._ends.items() if owner in living}
-        self._later_ends = {place: ends for place, ends in self._later_ends.items() if place[0] in living}
+        self._pages = {owner: pages for owner, pages in self._pages.items() if owner in living}
+        self._later_pages = {place: pages for place, pages in self._later_pages.items() if place[0] in living}
         self._prune_at = max(_FIRST_PRUNE, 2 * len(self._key_of), 2 * len(living))

@@ -4,8 +4,8 @@ What stat(2) tells of that is in `inspector`, what files hold in `contents`.
 
 It answers in values and raises MemfsError; it knows neither pyfuse3 nor open files. Nothing is kept
 between two calls but inode numbers, snapshots and where to look first: the tree is what /proc says at
-the moment of the question. Calls that look into a process may block, on its memory map being changed or on a dead
-server: they belong in a thread.
+the moment of the question. Calls that look into a process may block, on its memory map being changed
+or on a dead server: they belong in a thread.
 """
 
 import errno

@@ -17,11 +17,12 @@ FIXED = (Name.ROOT, Name.BY_NAME, Name.SELF)
 OF_PROCESS = tuple(name for name in Name if name not in (*FIXED, Name.COMM))
 
 identities = st.builds(Identity, pid=st.integers(1, 50), start_ticks=st.integers(1, 3))
+addresses = st.integers(0, (1 << 44) - 1).map(lambda page: page * PAGE_BYTES)
 nodes: st.SearchStrategy[Node] = st.one_of(
     st.builds(Fixed, st.sampled_from(FIXED)),
     st.builds(CommDir, st.binary(min_size=1, max_size=15)),
     st.builds(ProcessNode, identities, st.sampled_from(OF_PROCESS)),
-    st.builds(VmaNode, identities, st.integers(0, (1 << 44) - 1).map(lambda page: page * PAGE_BYTES)),
+    st.builds(VmaNode, identities, addresses, addresses),
 )
 
 
