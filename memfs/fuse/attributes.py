@@ -28,7 +28,7 @@ class Attributes:
         ctime_ns: when the process began, or the snapshot was taken. It must not move: tar takes a file
             whose ctime moves for one that was changed while it was read.
         name_timeout_s: how long the kernel may believe that the name still stands for this node.
-        settled: whether the size is right; else it is found when someone asks for it alone.
+        settled: whether the size is known; else the kernel is to ask again before it opens the file.
     """
 
     number: int
@@ -84,7 +84,8 @@ def describe_node(
     """
     if mtime_ns is None:
         mtime_ns = time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns
-    name = node.name if isinstance(node, ProcessNode) else None
+    is_pid = isinstance(node, ProcessNode) and node.name is Name.PROCESS
+    timeout_s = _PID_TIMEOUT_S if is_pid else _NAME_TIMEOUT_S
     return Attributes(
         number=number,
         mode=mode,
@@ -94,6 +95,6 @@ def describe_node(
         blocks=-(-held_bytes // _BLOCK_BYTES),
         mtime_ns=mtime_ns,
         ctime_ns=ownership.ctime_ns,
-        name_timeout_s=_PID_TIMEOUT_S if name is Name.PROCESS else _NAME_TIMEOUT_S,
+        name_timeout_s=timeout_s if settled else 0,
         settled=settled,
     )

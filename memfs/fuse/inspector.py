@@ -73,10 +73,12 @@ class Inspector:
         return self._describe(node, LINK if node == _SELF else OPEN_DIRECTORY, self._mine)
 
     def listed(self, node: ProcessNode, ownership: Ownership, space: Space | None = None) -> Attributes:
-        """What a listing tells of *node*, whose owner has this *ownership* and this *space*.
+        """What a listing tells of *node*, whose owner has this *ownership* and, if it is needed, *space*.
 
-        The *space* is needed for what is in it. The size of a live process's maps is that of a text which
-        the kernel would have to write: it is told to who asks.
+        The size of a live process's maps is that of a text which the kernel would have to write: it is
+        told to who asks for that file.
+
+        Raises: as :meth:`attributes`.
         """
         if node.name is Name.MAPS and ownership.live:
             return self._describe(node, FILE, ownership, settled=False)

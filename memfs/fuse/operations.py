@@ -162,6 +162,14 @@ class Operations(pyfuse3.Operations):
         opened = self._opened.get(found.number)
         return found if opened is None else opened.found
 
+    def _in_listing(self, found: Attributes) -> Attributes:
+        """A listing moves no size that was told: of a file, say, that is just about to be opened."""
+        found = self._while_open(found)
+        told = self._told.get(found.number)
+        if found.settled or told is None:
+            return found
+        return attrs.evolve(found, size_bytes=found.size_bytes or told.size_bytes)
+
     def _tell(self, found: Attributes) -> None:
         """Remember what is said of a file, for the case that it is opened next."""
         self._told[found.number] = found
@@ -199,12 +207,11 @@ class Operations(pyfuse3.Operations):
         listing.read = True
         for position in range(start_id, len(listing.entries)):
             entry = listing.entries[position]
-            found = self._while_open(entry.attributes)
+            found = self._in_listing(entry.attributes)
             attributes = _to_fuse(found, timeout_s=_LISTED_TIMEOUT_S if found.settled else 0)
             if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
                 break
-            if found.settled:
-                self._tell(found)
+            self._tell(found)
 
     async def releasedir(self, fh: int) -> None:
         self._listings.pop(fh, None)

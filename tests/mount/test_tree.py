@@ -104,6 +104,23 @@ def test_a_listing_leaves_the_size_of_maps_as_it_is(memfs: Mount, holder: Target
         assert os.pread(descriptor, 2 * len(text), 0) == text
 
 
+_SEND = """
+import os, sys
+os.listdir(os.path.dirname(sys.argv[1]))
+maps = os.open(sys.argv[1], os.O_RDONLY)
+while os.sendfile(1, maps, None, 1 << 20):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["python3", "nc"], ids=["unknown command", "reads little"])
+def test_maps_can_be_sent_by_who_does_not_ask_for_its_size(memfs: Mount, holder: Target, name: str) -> None:
+    file = memfs.process(holder.pid) / "maps"
+    argv = [name, "-c", _SEND, str(file)]
+    sent = subprocess.run(argv, executable="/usr/bin/python3", stdout=subprocess.PIPE, check=True).stdout
+    assert sent == Path(f"/proc/{holder.pid}/maps").read_bytes()
+
+
 def test_a_listing_leaves_the_time_of_an_open_file_as_it_is(memfs: Mount, holder: Target) -> None:
     """tar looks at a file before and after it reads it, and others may look at the directory meanwhile."""
     file = memfs.vma(holder.pid, holder.mapping("private-runs"))

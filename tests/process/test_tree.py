@@ -389,12 +389,11 @@ def test_a_listing_stands_though_its_process_has_ended(tree: Tree, tmp_path: Pat
             tree.list(directory)
 
 
-def test_a_listing_does_not_tell_the_size_of_a_text_that_must_be_made_for_it(
-    tree: Tree, everything: Target
-) -> None:
+def test_a_listing_does_not_tell_the_size_of_what_must_be_made_for_it(tree: Tree, everything: Target) -> None:
     process = ProcessNode(identify(everything.pid), Name.PROCESS)
-    unsettled = {entry.name for entry in tree.list(process) if not entry.attributes.settled}
-    assert unsettled == {b"maps", b"core"}
+    unsettled = [entry.attributes for entry in tree.list(process) if entry.name in (b"maps", b"core")]
+    assert [(each.settled, each.name_timeout_s) for each in unsettled] == [(False, 0)] * 2
+    assert tree.lookup(process, b"maps").attributes.settled
 
 
 def test_odd_file_names_are_labels_without_what_a_shell_would_mind(tree: Tree, everything: Target) -> None:
