@@ -349,7 +349,7 @@ def test_a_name_that_was_found_is_found_again_by_asking_one_process(tree: Tree, 
         assert 0 < reads.calls <= 2  # stat, and its end
         with counted() as reads, pytest.raises(NoSuchEntry):
             tree.lookup(BY_NAME, b"no process is called so")
-        assert reads.calls > 2 * len(set(Path("/proc").glob("[1-9]*/exe"))) > 4
+        assert reads.calls > 4  # of this process and of the target at least, and of who started them
 
 
 def test_a_name_is_there_as_long_as_any_process_has_it(tree: Tree, tmp_path: Path) -> None:
