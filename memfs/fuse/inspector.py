@@ -23,10 +23,9 @@ from memfs.fuse.attributes import (
 )
 from memfs.fuse.contents import REGION_LINKS, Contents, link_target, region_of
 from memfs.fuse.inodes import Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
-from memfs.image.memory import resident_bytes
+from memfs.image.residency import ResidencyCounter, held_by_region
 from memfs.linux import procfs
-from memfs.linux.pagemap import Scanner
-from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.span import PAGE_BYTES
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import describe
@@ -49,6 +48,7 @@ class Inspector:
         self._snapshots = snapshots
         self._contents = contents
         self._inodes = inodes
+        self._residency = ResidencyCounter()
         self._boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._mine = Ownership(os.geteuid(), os.getegid(), time.time_ns(), 0, live=True)
 
@@ -109,7 +109,8 @@ class Inspector:
 
     def vma_entry(self, owner: Owner, space: Space, region: Region) -> Entry:
         """The file of *region*, of which alone something is asked in *space*."""
-        return self._vma_describer(owner, space)(region, resident_bytes(space, region.span, Scanner()))
+        held = self._residency.held_bytes(owner, space, region.span)
+        return self._vma_describer(owner, space)(region, held)
 
     def vma_entries(self, owner: Owner) -> Sequence[Entry]:
         """The files of all VMAs, in order.
@@ -120,7 +121,7 @@ class Inspector:
         with self._contents.space(owner) as space:
             regions = [region for region in space.layout().regions if region.has_file]
             describe_vma = self._vma_describer(owner, space)
-            return _VmaEntries(describe_vma, regions, _resident_by_region(space, regions))
+            return _VmaEntries(describe_vma, regions, held_by_region(space, regions))
 
     def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:
         held, settled = 0, True
@@ -230,24 +231,3 @@ class _VmaEntries(Sequence[Entry]):
 def _ownership_of(status: procfs.Status, ctime_ns: int, *, live: bool) -> Ownership:
     held_bytes = status.resident_bytes + status.swapped_bytes
     return Ownership(status.uid, status.gid, ctime_ns, held_bytes, live)
-
-
-def _resident_by_region(space: Space, regions: Sequence[Region]) -> list[int]:
-    """Bytes that each of *regions*, in order, holds: one walk through the page tables for all."""
-    held = [0] * len(regions)
-    if not regions:
-        return held
-    at = 0
-    for run in space.pages(Span(regions[0].span.start, regions[-1].span.end), Scanner()):
-        if not run.held:
-            continue
-        while regions[at].span.end <= run.span.start:
-            at += 1
-        while at < len(regions) and regions[at].span.start < run.span.end:
-            held[at] += regions[at].span.clip(run.span).size
-            if regions[at].span.end > run.span.end:
-                break
-            at += 1
-        if at == len(regions):
-            break
-    return held

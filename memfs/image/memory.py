@@ -385,8 +385,3 @@ class Memory(Source):
 
 def _zeros(size: int) -> Piece:
     return Piece(size, None, 0, cached=False)
-
-
-def resident_bytes(space: Space, part: Span, scanner: Scanner) -> int:
-    """How much of *part* is in memory or swapped out, as far as the page tables tell."""
-    return sum(run.span.size for run in space.pages(part, scanner) if run.held)
