@@ -49,7 +49,7 @@ _LOOKS = {
     "/proc/PID/mem": _Look(("#b5400c", "#ff9b6a"), _SQUARE),
     "pyfuse3": _Look(("#59636e", "#a9b4c0"), _DIAMOND),
     "process_vm_readv": _Look(("#856000", "#e0b84a"), _UP),
-    "one after another": _Look(("#2f64b0", "#7fb0f5"), _DOWN),
+    "one reader": _Look(("#2f64b0", "#7fb0f5"), _DOWN),
 }
 _OTHER = _Look(_INK, _ROUND)
 

@@ -166,7 +166,7 @@ def test_everything_written_can_be_read_on_white_and_on_black(dark: bool) -> Non
         "/proc/PID/mem",
         "pyfuse3",
         "process_vm_readv",
-        "one after another",
+        "one reader",
         "someone else",
     )
     plot = parse(by_readers([row("1 readers of one process, dd bs=1M", **dict.fromkeys(contenders, 1.0))]))
