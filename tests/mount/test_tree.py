@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import ENAMETOOLONG, ENOENT, ENXIO, ERANGE, EROFS
 from pathlib import Path
 
@@ -344,9 +344,11 @@ def test_nothing_can_be_changed(memfs: Mount, holder: Target, change: str) -> No
 @contextmanager
 def _zombie() -> Iterator[int]:
     pid = os.posix_spawn("/bin/true", ["true"], {})
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    yield pid
-    os.waitpid(pid, 0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        yield pid
+    finally:
+        os.waitpid(pid, 0)
 
 
 @contextmanager
@@ -354,15 +356,22 @@ def _thread() -> Iterator[int]:
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
     thread.start()
-    assert thread.native_id is not None
-    yield thread.native_id
-    end.set()
-    thread.join()
+    try:
+        assert thread.native_id is not None
+        yield thread.native_id
+    finally:
+        end.set()
+        thread.join()
 
 
 def _kernel_threads() -> list[int]:
-    stats = (Path("/proc") / name / "stat" for name in os.listdir("/proc") if name.isdigit())
-    return [int(stat.parent.name) for stat in stats if stat.read_text().rpartition(")")[2].split()[1] == "2"]
+    """They are the children of kthreadd, which has the pid 2."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1] == "2":
+                found.append(int(name))
+    return found
 
 
 def test_what_has_no_memory_of_its_own_is_not_there(memfs: Mount) -> None:
