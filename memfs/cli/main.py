@@ -4,30 +4,40 @@ Status 0 is done, 1 it failed, 2 the command line is wrong. The modules of the c
 when they are needed, so that ``--help`` comes at once.
 """
 
+import importlib
 from collections.abc import Sequence
 
 import click
 
 from memfs import __version__
-from memfs.cli import copy, doctor, mount, snapshot, umount
 from memfs.errors import BadOption, MemfsError
 
 _FAILED = 1
 _USAGE = 2
 _INTERRUPTED = 130
+_COMMANDS = ("mount", "umount", "snapshot", "copy", "doctor")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands, each a module of its name that has it as ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"memfs.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="memfs %(version)s")
 def cli() -> None:
     """Mount the memory of every process as files."""
-
-
-cli.add_command(mount.command)
-cli.add_command(umount.command)
-cli.add_command(snapshot.command)
-cli.add_command(copy.command)
-cli.add_command(doctor.command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ A thread takes a piece of work, reads it into its buffer and writes it from ther
 calls that let the others run. What they do is no matter here.
 """
 
+import contextlib
 import itertools
 import mmap
 import queue
@@ -13,11 +14,22 @@ from collections.abc import Callable, Iterable, Iterator
 CHUNK_BYTES = 1 << 20
 """What a buffer holds: the longest read that the mount answers at once."""
 
+SPARE_BYTES = 64 << 10
+"""What there is behind that, for bytes that no one wants."""
+
 THREADS = 8
 _LAST_WORDS_S = 0.5
 
 Work = Callable[[memoryview], None]
 """One piece of work. It is given the buffer of the thread, which is its own until it returns."""
+
+
+def pages(size_bytes: int) -> mmap.mmap:
+    """Memory that begins on a page, which O_DIRECT asks for; none is taken until it is used."""
+    memory = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # without huge pages, then
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class _Job:
@@ -67,7 +79,7 @@ class Crew:
             threading.Thread(target=self._live, name=f"copy-{number}", daemon=True).start()
 
     def _live(self) -> None:
-        buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        buffer = memoryview(pages(CHUNK_BYTES + SPARE_BYTES))
         while (job := self._jobs.get()) is not None:
             job.help(buffer)
 

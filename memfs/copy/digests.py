@@ -1,11 +1,13 @@
-"""Checksums of a copy: one of all bytes in order, and one of each piece, to compare them again."""
+"""Checksums of a copy: one of all bytes in order, and one of each piece, to compare them again.
 
-import hashlib
+Few copies have any: so hashlib is loaded when it is needed.
+"""
+
 import threading
 
 from memfs.linux.span import Span
 
-_ZEROS = bytes(1 << 20)
+_ZEROS = memoryview(bytes(1 << 20))
 _PIECE_DIGEST_BYTES = 16
 
 
@@ -16,6 +18,8 @@ class Content:
     """
 
     def __init__(self) -> None:
+        import hashlib
+
         self._hash = hashlib.blake2b()
         self._at = 0
         self._number = 0
@@ -53,6 +57,8 @@ class Content:
 
 def of_piece(view: memoryview) -> bytes:
     """A digest by which a piece is compared with itself, read again."""
+    import hashlib
+
     return hashlib.blake2b(view, digest_size=_PIECE_DIGEST_BYTES).digest()
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import attrs
 
-from memfs.copy.crew import CHUNK_BYTES, Crew, Work
+from memfs.copy.crew import CHUNK_BYTES, Crew, Work, pages
 from memfs.copy.newfile import PRIVATE_DIRECTORY, PRIVATE_FILE, remove, write_all
 from memfs.linux.span import PAGE_BYTES
-from memfs.linux.syscalls import punch_hole
+from memfs.linux.syscalls import punch_hole, start_writing
 
 
 class Kind(enum.IntEnum):
@@ -79,13 +79,42 @@ def unpack(text: bytes) -> Iterator[Edit]:
         yield Edit(Kind(kind), os.fsdecode(name), offset, size, where, os.fsdecode(other))
 
 
+@attrs.frozen
+class Bytes:
+    """The bytes of a journal.
+
+    Attributes:
+        fd: its file.
+        kept: how it begins, as far as that is in memory.
+    """
+
+    fd: int
+    kept: memoryview = attrs.field(factory=lambda: memoryview(b""))
+
+    def get(self, start: int, size: int, buffer: memoryview) -> memoryview:
+        """Bytes of it, read into *buffer* where they are not in memory.
+
+        Raises:
+            OSError: it ends before that.
+        """
+        if start + size <= len(self.kept):
+            return self.kept[start : start + size]
+        done = 0
+        while done < size:
+            got = os.preadv(self.fd, (buffer[done:size],), start + done)
+            if not got:
+                raise OSError(errno.EIO, "the journal ends before its end")
+            done += got
+        return buffer[:size]
+
+
 class Editor:
     """Carries the edits of a journal out on an image in place."""
 
-    def __init__(self, root: Path, journal: int, crew: Crew) -> None:
-        """Edit *root*, a file or a directory; *journal* is a descriptor."""
+    def __init__(self, root: Path, data: Bytes, crew: Crew) -> None:
+        """Edit *root*, a file or a directory."""
         self._root = root
-        self._journal = journal
+        self._bytes = data
         self._crew = crew
         self._fd = -1
         self._direct = -1
@@ -104,12 +133,13 @@ class Editor:
             self._leave_file()
 
     def _do(self, edit: Edit) -> None:
+        if edit.kind is Kind.DATA:  # there may be one for each page
+            self._data.append(edit)
+            return
         path = self._root / edit.name if edit.name else self._root
         if edit.kind is Kind.FILE:
             self._leave_file()
             self._enter_file(path, edit)
-        elif edit.kind is Kind.DATA:
-            self._data.append(edit)
         elif edit.kind is Kind.HOLE:
             make_hole(self._fd, edit.offset, edit.size)
         elif edit.kind is Kind.MOVE:
@@ -147,29 +177,48 @@ class Editor:
                     os.close(fd)
 
     def _works(self, data: list[Edit]) -> Iterator[Work]:
-        """In pieces that lie together in the journal, and fit into a buffer."""
-        batch: list[Edit] = []
-        for edit in data:
-            if batch and (edit.at != _end_of(batch[-1]) or edit.at + edit.size - batch[0].at > CHUNK_BYTES):
-                yield functools.partial(self._write, self._fd, self._direct, batch)
-                batch = []
-            batch.append(edit)
-        yield functools.partial(self._write, self._fd, self._direct, batch)
+        """Large edits are written by the crew; small ones by whoever comes for the next piece of work.
 
-    def _write(self, fd: int, direct: int, batch: list[Edit], buffer: memoryview) -> None:
-        start = batch[0].at
-        wanted = _end_of(batch[-1]) - start
-        done = 0
-        while done < wanted:
-            got = os.preadv(self._journal, (buffer[done:wanted],), start + done)
-            if not got:
-                raise OSError(errno.EIO, "the journal ends before its end")
-            done += got
-        for edit in batch:
-            view = buffer[edit.at - start : edit.at - start + edit.size]
-            # Many small writes are put in order and gathered by the page cache.
-            whole = edit.size >= _DIRECT_BYTES and not (edit.size | edit.offset) % PAGE_BYTES
-            write_all(direct if whole and direct >= 0 else fd, edit.offset, view)
+        Many small writes are put in order and gathered by the page cache. Threads that make them at once
+        wait for each other, for the lock of the file and for that of the interpreter.
+        """
+        small: list[Edit] = []
+        for edit in data:
+            whole = not (edit.size | edit.offset) % PAGE_BYTES
+            if self._direct >= 0 and edit.size >= _DIRECT_BYTES and whole:
+                yield functools.partial(self._write_large, self._direct, edit)
+            else:
+                small.append(edit)
+        buffer = memoryview(pages(CHUNK_BYTES))
+        for batch in _batches(small):
+            start = batch[0].at
+            view = self._bytes.get(start, _end_of(batch[-1]) - start, buffer)
+            for edit in batch:
+                write_all(self._fd, edit.offset, view[edit.at - start : edit.at - start + edit.size])
+            yield functools.partial(_begin_writing, self._fd, batch)
+
+    def _write_large(self, direct: int, edit: Edit, buffer: memoryview) -> None:
+        write_all(direct, edit.offset, self._bytes.get(edit.at, edit.size, buffer))
+
+
+def _batches(edits: list[Edit]) -> Iterator[list[Edit]]:
+    """Edits whose bytes lie near each other in the journal, and fit into a buffer."""
+    batch: list[Edit] = []
+    for edit in edits:
+        if batch and (edit.at < _end_of(batch[-1]) or _end_of(edit) - batch[0].at > CHUNK_BYTES):
+            yield batch
+            batch = []
+        batch.append(edit)
+    if batch:
+        yield batch
+
+
+def _begin_writing(fd: int, edits: list[Edit], buffer: memoryview) -> None:
+    """Have the disk begin with them while more are written: fsync has less to wait for then."""
+    del buffer
+    begin = min(edit.offset for edit in edits)
+    with contextlib.suppress(OSError):
+        start_writing(fd, begin, max(edit.offset + edit.size for edit in edits) - begin)
 
 
 _DIRECT_BYTES = 128 << 10

@@ -10,10 +10,14 @@ import fcntl
 import os
 import struct
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from memfs.copy.crew import Crew
-from memfs.copy.edits import Edit, Editor, pack, unpack
+import attrs
+
+from memfs.copy.carry import Slot
+from memfs.copy.crew import Crew, pages
+from memfs.copy.edits import Bytes, Edit, Editor, pack, unpack
 from memfs.copy.mark import Mark, describe_files, parse_mark, write_mark
 from memfs.copy.newfile import NewFile, cannot_write, sync_directory, write_all
 from memfs.errors import CannotCopy
@@ -27,6 +31,10 @@ _TRAILER = struct.Struct("<QQQ")
 def journal_of(image: Path) -> Path:
     """Where the journal of *image* is, if there is one."""
     return image.parent / f".{image.name}.memfs-journal"
+
+
+_KEPT_BYTES = 64 << 20
+"""So much of a journal is kept in memory, where it is quicker to have back than from the disk."""
 
 
 class Journal:
@@ -43,44 +51,81 @@ class Journal:
         self._lock = threading.Lock()
         self._edits: list[Edit] = []
         self._end = 0
+        self._kept = memoryview(pages(_KEPT_BYTES))
+        self._kept_end = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be done."""
+        return not self._edits
 
     def add(self, edit: Edit) -> None:
         """Add an edit that has no bytes."""
         with self._lock:
             self._edits.append(edit)
 
-    def add_data(self, edits: list[Edit], view: memoryview) -> None:
-        """Add DATA, whose bytes stand in *view*, each on a page's start in it, as its *at* says."""
+    def claim(self, buffer: memoryview) -> Slot:
+        """A place in it for as many bytes as *buffer* holds, whole pages, and memory for them.
+
+        That is kept, as far as there is room, or *buffer* itself.
+        """
         with self._lock:
             begin = self._end
-            self._end += len(view)
+            self._end = end = begin + len(buffer)
+            if self._kept_end < begin or end > _KEPT_BYTES:
+                return Slot(begin, buffer)
+            self._kept_end = end
+        return Slot(begin, self._kept[begin:end])
+
+    def add_data(self, edits: list[Edit], slot: Slot) -> None:
+        """Add DATA, whose bytes stand in *slot*."""
         try:
-            write_all(self._file.fd, begin, view)
+            write_all(self._file.fd, slot.at, slot.view)
         except OSError as error:
             raise cannot_write(self.image, error) from None
         with self._lock:
-            self._edits += (
-                Edit(edit.kind, edit.name, edit.offset, edit.size, begin + edit.at) for edit in edits
-            )
+            self._edits += edits
 
     def commit(self, mark: Mark) -> None:
         """Have it on the disk, under its name: from now on the update will be done, sooner or later."""
         text, edits = mark.format(), pack(self._edits)
         tail = text + edits + _TRAILER.pack(self._end, len(text), len(edits))
-        size = self._end + len(tail)
-        padded = bytearray(-(-len(tail) // PAGE_BYTES) * PAGE_BYTES)
+        padded = pages(-(-len(tail) // PAGE_BYTES) * PAGE_BYTES)
         padded[: len(tail)] = tail
         self._file.write(self._end, memoryview(padded))
-        self._file.finish(size)
+        self._file.finish(self._end + len(tail))
         self._file.install()
+
+    def carry_out(self, mark: Mark, crew: Crew) -> None:
+        """Do what was committed.
+
+        Raises:
+            CannotCopy: it cannot be done: then the image is not whole until it is.
+        """
+        # Who else finds it waits for the lock that its file has had since it was made.
+        with _explained(self.image):
+            kept = self._kept[: self._kept_end]
+            _carry_out(self.image, mark, self._edits, Bytes(self._file.fd, kept), crew)
+            _remove(journal_of(self.image))
 
     def close(self) -> None:
         """Let go of it; what was not committed is gone then."""
         self._file.close()
 
 
-def finish(image: Path, crew: Crew) -> bool:
-    """Carry out the journal of *image*, if it has one; returns whether it had.
+@contextlib.contextmanager
+def _explained(image: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, struct.error) as error:
+        raise CannotCopy(
+            f"the update of {image} that was begun cannot be finished ({error})",
+            "mend that, and copy again: until then the image is not whole",
+        ) from None
+
+
+def finish(image: Path, crew: Crew) -> None:
+    """Carry out the journal of *image*, if it has one.
 
     Raises:
         CannotCopy: it cannot be: then the image is not whole until it is.
@@ -89,41 +134,49 @@ def finish(image: Path, crew: Crew) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return False
+        return
     except OSError as error:
         raise cannot_write(image, error) from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        found = os.fstat(fd)
-        if found.st_uid != os.geteuid():
-            raise CannotCopy(
-                f"{path} was written by uid {found.st_uid}, and would be carried out as you",
-                "remove it, or let that user finish his copy",
-            )
-        if found.st_nlink:
-            _carry_out(image, fd, crew)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-            sync_directory(path.parent)
-    except (OSError, ValueError, struct.error) as error:
-        raise CannotCopy(
-            f"the update of {image} that was begun cannot be finished ({error})",
-            "mend that, and copy again: until then the image is not whole",
-        ) from None
+        with _explained(image):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid():
+                raise CannotCopy(
+                    f"{path} was written by uid {found.st_uid}, and would be carried out as you",
+                    "remove it, or let that user finish his copy",
+                )
+            if found.st_nlink:
+                mark, edits = _read_tail(fd, found.st_size)
+                _carry_out(image, mark, edits, Bytes(fd), crew)
+                _remove(path)
     finally:
         os.close(fd)
-    return True
 
 
-def _carry_out(image: Path, journal: int, crew: Crew) -> None:
-    size = os.fstat(journal).st_size
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sync_directory(path.parent)
+
+
+def _read_tail(journal: int, size: int) -> tuple[Mark, Iterator[Edit]]:
     begin, mark_bytes, edits_bytes = _TRAILER.unpack(os.pread(journal, _TRAILER.size, size - _TRAILER.size))
     mark = parse_mark(os.pread(journal, mark_bytes, begin))
-    Editor(image, journal, crew).run(unpack(os.pread(journal, edits_bytes, begin + mark_bytes)))
+    return mark, unpack(os.pread(journal, edits_bytes, begin + mark_bytes))
+
+
+def _carry_out(image: Path, mark: Mark, edits: Iterable[Edit], data: Bytes, crew: Crew) -> None:
+    Editor(image, data, crew).run(edits)
     if image.is_dir():
         fd = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sync_file_system(fd)
         finally:
             os.close(fd)
-    write_mark(image, Mark(mark.snapshot, mark.part, describe_files(image, list(mark.files))))
+    set_mark(image, mark)
+
+
+def set_mark(image: Path, mark: Mark) -> None:
+    """Give *image* that mark, with the sizes and times that its files have now."""
+    write_mark(image, attrs.evolve(mark, files=describe_files(image, list(mark.files))))

@@ -91,6 +91,13 @@ class Reading:
                 raise CannotCopy(f"{self.path} ended before its end", "copy it again")
             done += got
 
+    def try_into(self, offset: int, views: list[memoryview]) -> bool:
+        """Fill all *views*, one after the other, from *offset* on; False where not all of it can be read."""
+        try:
+            return os.preadv(self.fd, views, offset) == sum(map(len, views))
+        except OSError:
+            return False
+
 
 def chunks(extents: list[Span]) -> Iterator[Span]:
     """*extents* in pieces that a buffer holds, in order."""

@@ -5,7 +5,10 @@ Pure but for :func:`read_changes` and what reads the head of a core file.
 
 import os
 import struct
-from bisect import bisect_right
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -16,42 +19,52 @@ from memfs.errors import CannotCopy
 from memfs.fuse.names import SINCE_NAME, SNAPSHOT_XATTR
 from memfs.linux.span import Span
 
+_UPPER = b"0000"
+"""Addresses have twelve digits: these are before them in a number of 8 bytes."""
+
 
 @attrs.frozen
 class Changes:
-    """Addresses that may differ between two snapshots.
+    """Addresses that may differ between two snapshots: ranges in order, apart from each other.
 
     Attributes:
         earlier, later: the names that no other snapshots have.
-        spans: in order, apart from each other.
     """
 
     earlier: str
     later: str
-    spans: tuple[Span, ...]
-    _ends: tuple[int, ...]
+    _starts: "array[int]"
+    _ends: "array[int]"
 
-    def over(self, span: Span) -> list[Span]:
+    def over(self, span: Span) -> Iterator[Span]:
         """What of *span* may differ."""
-        found = []
-        for other in self.spans[bisect_right(self._ends, span.start) :]:
-            part = other.clip(span)
-            if not part:
-                break
-            found.append(part)
-        return found
+        for at in self._meeting(span):
+            yield Span(max(self._starts[at], span.start), min(self._ends[at], span.end))
+
+    def weigh(self, span: Span) -> tuple[int, int]:
+        """How many bytes of *span* may differ, and in how many ranges; faster than to look at each."""
+        found = self._meeting(span)
+        if not found:
+            return 0, 0
+        size = sum(self._ends[found.start : found.stop]) - sum(self._starts[found.start : found.stop])
+        size -= max(0, span.start - self._starts[found.start])
+        size -= max(0, self._ends[found.stop - 1] - span.end)
+        return size, len(found)
+
+    def _meeting(self, span: Span) -> range:
+        return range(bisect_right(self._ends, span.start), bisect_left(self._starts, span.end))
 
 
 def parse_changes(text: bytes) -> Changes:
     """The content of ``.since/NAME``."""
     head, _, lines = text.partition(b"\n")
     _, earlier, later = head.decode().split()
-    spans = tuple(Span(int(line[:12], 16), int(line[13:], 16)) for line in _lines(lines))
-    return Changes(earlier, later, spans, tuple(span.end for span in spans))
-
-
-def _lines(text: bytes) -> list[bytes]:
-    return text.split(b"\n")[:-1]
+    # There may be a line for each page. So all digits are read as one number of 8 bytes after the other.
+    digits = (b"\n" + lines[:-1]).replace(b"-", _UPPER).replace(b"\n", _UPPER) if lines else b""
+    bounds = array("Q", bytes.fromhex(digits.decode()))
+    if sys.byteorder == "little":
+        bounds.byteswap()
+    return Changes(earlier, later, bounds[0::2], bounds[1::2])
 
 
 def snapshot_id(snapshot: Path) -> str:
@@ -133,35 +146,67 @@ def vma_span(name: str) -> Span:
     return Span(int(start, 16), int(rest.partition("_")[0], 16))
 
 
-def changed_in(
-    source: Reading, names: tuple[str, ...], old_name: str, old: int, changes: Changes
-) -> list[Span]:
-    """What must be carried over of *source* into a file that was the same part of the earlier snapshot.
+@attrs.frozen
+class Asked:
+    """What of a file is to be looked up in the changes, and what is carried over whatever they say.
+
+    Attributes:
+        stretches: the parts that were there in the earlier snapshot, too.
+        anyway: the parts that were not.
+    """
+
+    stretches: tuple[Stretch, ...]
+    anyway: tuple[Span, ...] = ()
+
+    def weigh(self, changes: Changes) -> tuple[int, int]:
+        """How many bytes have to be carried over, and in how many ranges."""
+        size, count = sum(span.size for span in self.anyway), len(self.anyway)
+        for stretch in self.stretches:
+            more = changes.weigh(stretch.span.moved(stretch.address - stretch.span.start))
+            size, count = size + more[0], count + more[1]
+        return size, count
+
+    def changed(self, changes: Changes) -> list[Span]:
+        """The ranges of the file, in order."""
+        found = list(self.anyway)
+        for stretch in self.stretches:
+            back = stretch.span.start - stretch.address
+            addresses = stretch.span.moved(-back)
+            found += (
+                (span.moved(back) for span in changes.over(addresses)) if back else changes.over(addresses)
+            )
+        if self.anyway:
+            found.sort()
+        return found
+
+
+def asked_of(source: Reading, names: tuple[str, ...], old_name: str, old: int) -> Asked:
+    """What to ask the changes of *source*, for a file that was the same part of the earlier snapshot.
 
     *names* lead to the source, *old_name* was the last of them then; *old* is a descriptor of the image.
     """
     size = source.size_bytes
     whole = Span(0, size)
     if names == ("mem",):
-        return [span.clip(whole) for span in changes.over(whole)]
+        return Asked((Stretch(whole, 0),))
     if names[:1] == ("vmas",):
         now, before = vma_span(names[1]), vma_span(old_name)
-        found = [span.moved(-now.start) for span in changes.over(now.clip(before))]
-        return [*found, Span(before.size, size)] if before.size < size else found
+        common = now.clip(before)
+        grown = (Span(before.size, size),) if before.size < size else ()
+        return Asked((Stretch(common.moved(-now.start), common.start),), grown)
     if names == ("core",):
         known = set(core_stretches(old))
-        found = []
+        stretches, anyway = [], []
         at = 0
         for stretch in core_stretches(source.fd):
             if stretch.span.start > at:
-                found.append(Span(at, stretch.span.start))
+                anyway.append(Span(at, stretch.span.start))
             if stretch in known:
-                addresses = stretch.span.moved(stretch.address - stretch.span.start)
-                found += [
-                    span.moved(stretch.span.start - stretch.address) for span in changes.over(addresses)
-                ]
+                stretches.append(stretch)
             else:
-                found.append(stretch.span)
+                anyway.append(stretch.span)
             at = stretch.span.end
-        return [*found, Span(at, size)] if at < size else found
-    return [whole]
+        if at < size:
+            anyway.append(Span(at, size))
+        return Asked(tuple(stretches), tuple(anyway))
+    return Asked((), (whole,))

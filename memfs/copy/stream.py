@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import queue
-import socket
 import stat as stat_module
 import threading
 from collections.abc import Iterator
@@ -121,6 +120,8 @@ def opened(destination: str) -> Iterator[int]:
         return
     try:
         if Path(destination).is_socket():
+            import socket
+
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(destination)
                 yield client.fileno()

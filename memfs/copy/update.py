@@ -4,47 +4,33 @@ Where the file system shares blocks between copies (XFS, btrfs), a copy is chang
 of the image. Elsewhere the image is changed in place, by way of a journal.
 """
 
+import contextlib
 import errno
 import fcntl
-import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import attrs
 
 from memfs.copy import journal, tree
-from memfs.copy.crew import CHUNK_BYTES, Work
-from memfs.copy.digests import is_zeros
+from memfs.copy.carry import Placed, Sink, Slot, carry
 from memfs.copy.edits import Edit, Kind, make_hole
 from memfs.copy.files import Tools
 from memfs.copy.mark import Mark, describe_files, ensure_fits, part_of, read_mark, write_mark
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading, chunks
-from memfs.copy.since import Changes, changed_in, vma_span
+from memfs.copy.reading import Reading
+from memfs.copy.since import Asked, Changes, asked_of, vma_span
 from memfs.errors import CannotCopy
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import clone, reserve
 
 _NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
-_ASKED_BYTES = 64 << 20
-"""To ask for the holes in less takes longer than to read them: the mount looks to the end of the data."""
-_PIECES_AT_ONCE = 64
 _COST_OF_CHANGE = 3
 _COST_OF_SPAN_BYTES = 100 << 10
 _BLOCK_BYTES = 512
-
-
-class Sink(Protocol):
-    """Where changes go: a copy of the image, or a journal."""
-
-    def hole(self, offset: int, size: int) -> None:
-        """There is nothing any more."""
-
-    def data(self, pieces: list[Span], view: memoryview) -> None:
-        """Bytes of *pieces*, one after the other in *view*, each on a page's start; threads call this."""
 
 
 @attrs.frozen
@@ -60,12 +46,13 @@ class _Clone:
         except OSError as error:
             raise cannot_write(self.image, error) from None
 
-    def data(self, pieces: list[Span], view: memoryview) -> None:
-        at = 0
-        for piece in pieces:
-            whole = piece.page_aligned().size  # NewFile cuts its end off
-            self.new.write(piece.start, view[at : at + whole])
-            at += whole
+    def slot(self, buffer: memoryview) -> Slot:
+        return Slot(0, buffer)
+
+    def data(self, pieces: list[Placed], slot: Slot) -> None:
+        for placed in pieces:
+            whole = placed.piece.page_aligned().size  # NewFile cuts its end off
+            self.new.write(placed.piece.start, slot.view[placed.at : placed.at + whole])
 
 
 @attrs.frozen
@@ -78,13 +65,15 @@ class _Book:
     def hole(self, offset: int, size: int) -> None:
         self.book.add(Edit(Kind.HOLE, self.name, offset, size))
 
-    def data(self, pieces: list[Span], view: memoryview) -> None:
-        edits = []
-        at = 0
-        for piece in pieces:
-            edits.append(Edit(Kind.DATA, self.name, piece.start, piece.size, at))
-            at += piece.page_aligned().size
-        self.book.add_data(edits, view[:at])
+    def slot(self, buffer: memoryview) -> Slot:
+        return self.book.claim(buffer)
+
+    def data(self, pieces: list[Placed], slot: Slot) -> None:
+        edits = [
+            Edit(Kind.DATA, self.name, placed.piece.start, placed.piece.size, slot.at + placed.at)
+            for placed in pieces
+        ]
+        self.book.add_data(edits, slot)
 
 
 @attrs.frozen
@@ -203,19 +192,24 @@ class _Updater:
     def is_dear(self, plans: list[FilePlan]) -> bool:
         """Whether so much has changed that to copy all of it takes less time.
 
-        What is updated is written twice or more, and a page alone takes as long as a dozen in a row.
+        What is updated is written twice, and a page alone takes as long as a dozen in a row.
         """
         cost = 0
         for plan in plans:
             if plan.old_name is not None:
-                old = os.open(self._image / plan.old_name if plan.old_name else self._image, os.O_RDONLY)
-                try:
-                    with Reading(plan.source) as source:
-                        spans = self._wanted(plan, source, old)
-                finally:
-                    os.close(old)
-                cost += sum(_COST_OF_CHANGE * span.size + _COST_OF_SPAN_BYTES for span in spans)
+                with self._old(plan) as old, Reading(plan.source) as source:
+                    size, count = self._asked(plan, source, old).weigh(self._changes)
+                cost += _COST_OF_CHANGE * size + _COST_OF_SPAN_BYTES * count
         return cost > _held_bytes(plans)
+
+    @contextlib.contextmanager
+    def _old(self, plan: FilePlan, flags: int = os.O_RDONLY) -> Iterator[int]:
+        """A descriptor of the file of the image that is as it was."""
+        old = os.open(self._image / plan.old_name if plan.old_name else self._image, flags | os.O_CLOEXEC)
+        try:
+            yield old
+        finally:
+            os.close(old)
 
     # By clones
 
@@ -252,11 +246,8 @@ class _Updater:
         if plan.old_name is None:
             self._change_clone(plan, new, -1, sync=False)
             return
-        old = os.open(self._image / plan.old_name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with self._old(plan) as old:
             self._change_clone(plan, new, old, sync=False)
-        finally:
-            os.close(old)
 
     def _change_clone(self, plan: FilePlan, new: NewFile, old: int, *, sync: bool) -> None:
         with Reading(plan.source) as source:
@@ -266,7 +257,8 @@ class _Updater:
                 os.ftruncate(new.fd, -(-source.size_bytes // PAGE_BYTES) * PAGE_BYTES)
             except OSError as error:
                 raise cannot_write(self._image, error) from None
-            self._carry(source, self._wanted(plan, source, old), old >= 0, _Clone(self._image, new))
+            spans = self._wanted(plan, source, old)
+            self._carry(source, spans, _Clone(self._image, new), holes=old >= 0)
             new.finish(source.size_bytes, sync=sync)
 
     # In place
@@ -288,31 +280,29 @@ class _Updater:
                     book.add(Edit(Kind.LINK, item.name, other=item.link))
             for plan in plans:
                 self._write_plan(plan, book)
+            if book.is_empty:
+                journal.set_mark(self._image, mark)
+                return
             book.commit(mark)
+            book.carry_out(mark, self._tools.crew)
         finally:
             book.close()
-        journal.finish(self._image, self._tools.crew)
 
     def _write_plan(self, plan: FilePlan, book: journal.Journal) -> None:
         with Reading(plan.source) as source:
             if plan.old_name is None:
                 book.add(Edit(Kind.FILE, plan.name, offset=1, size=source.size_bytes))
-                self._carry(source, [Span(0, source.size_bytes)], False, _Book(plan.name, book))
+                self._carry(source, [Span(0, source.size_bytes)], _Book(plan.name, book), holes=False)
                 self._ensure_room(source)
                 return
-            old = os.open(
-                self._image / plan.old_name if plan.old_name else self._image, os.O_RDWR | os.O_CLOEXEC
-            )
-            try:
+            with self._old(plan, os.O_RDWR) as old:
                 spans = self._wanted(plan, source, old)
                 if plan.old_name != plan.name:
                     book.add(Edit(Kind.MOVE, plan.old_name, other=plan.name))
                 if spans or plan.old_name != plan.name or os.fstat(old).st_size != source.size_bytes:
                     book.add(Edit(Kind.FILE, plan.name, size=source.size_bytes))
-                    written = self._carry(source, spans, True, _Book(plan.name, book))
+                    written = self._carry(source, spans, _Book(plan.name, book), holes=True)
                     self._set_aside(old, written)
-            finally:
-                os.close(old)
 
     def _ensure_room(self, source: Reading) -> None:
         room = os.statvfs(self._image)
@@ -323,8 +313,8 @@ class _Updater:
         """Make sure that carrying out the journal will not run out of space. No byte changes by that."""
         before = os.fstat(old)
         try:
-            for span in spans:
-                reserve(old, span.start, span.size)
+            for hole in _holes(old, spans, before.st_size):
+                reserve(old, hole.start, hole.size)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise cannot_write(self._image, error) from None
@@ -333,64 +323,54 @@ class _Updater:
 
     # Both
 
-    def _wanted(self, plan: FilePlan, source: Reading, old: int) -> list[Span]:
-        if plan.old_name is None:
-            return [Span(0, source.size_bytes)]
+    def _asked(self, plan: FilePlan, source: Reading, old: int) -> Asked:
         names = (*self._place.parts, *plan.name.split("/")) if plan.name else self._place.parts
-        old_name = plan.old_name.rpartition("/")[2] or names[-1]
+        old_name = (plan.old_name or "").rpartition("/")[2] or names[-1]
         if names[0] == "vmas" and not plan.name:
             # The image of one VMA has a name of the user's: its size says where it ended.
             start = vma_span(names[1]).start
             old_name = f"{start:012x}-{start + os.fstat(old).st_size:012x}_"
+        return asked_of(source, names, old_name, old)
+
+    def _wanted(self, plan: FilePlan, source: Reading, old: int) -> list[Span]:
+        """What is to be carried over: whole pages, but for the end of the file, in order."""
         everything = Span(0, source.size_bytes)
-        found = changed_in(source, names, old_name, old, self._changes)
-        return [span.page_aligned().clip(everything) for span in found]
+        if plan.old_name is None:
+            return [everything]
+        found: list[Span] = []
+        for span in self._asked(plan, source, old).changed(self._changes):
+            whole = span.page_aligned().clip(everything)
+            if found and whole.start <= found[-1].end:
+                found[-1] = Span(found[-1].start, max(found[-1].end, whole.end))
+            else:
+                found.append(whole)
+        return found
 
-    def _carry(self, source: Reading, spans: list[Span], holes: bool, sink: Sink) -> list[Span]:
-        """Read *spans* and write them, with *holes* where the source has some; returns what is data."""
-        data: list[Span] = []
-        for span in spans:
-            if span.size < _ASKED_BYTES and holes:
-                data.append(span)
-                continue
-            at = span.start
-            for extent in source.extents(span):
-                if extent.start > at and holes:
-                    sink.hole(at, extent.start - at)
-                data.append(extent)
-                at = extent.end
-            if at < span.end and holes:
-                sink.hole(at, span.end - at)
-        self._tools.meter.expect(sum(span.size for span in data), source.size_bytes)
-        self._tools.crew.run(self._works(source, data, sink))
-        return data
+    def _carry(self, source: Reading, spans: list[Span], sink: Sink, *, holes: bool) -> list[Span]:
+        return carry(source, spans, sink, self._tools.crew, self._tools.meter, holes=holes)
 
-    def _works(self, source: Reading, data: list[Span], sink: Sink) -> Iterator[Work]:
-        batch: list[Span] = []
-        size = 0
-        for piece in chunks(data):
-            if batch and (size + piece.size > CHUNK_BYTES or len(batch) == _PIECES_AT_ONCE):
-                yield functools.partial(self._carry_pieces, source, batch, sink)
-                batch, size = [], 0
-            batch.append(piece)
-            size += piece.size
-        if batch:
-            yield functools.partial(self._carry_pieces, source, batch, sink)
 
-    def _carry_pieces(self, source: Reading, pieces: list[Span], sink: Sink, buffer: memoryview) -> None:
-        at = 0
-        data = []
-        for piece in pieces:
-            view = buffer[at : at + piece.size]
-            source.read_into(piece.start, view)
-            self._tools.meter.add(piece.size)
-            if is_zeros(view):
-                sink.hole(piece.start, piece.size)
-                continue
-            whole = piece.page_aligned().size
-            if whole > piece.size:
-                buffer[at + piece.size : at + whole] = bytes(whole - piece.size)
-            at += whole
-            data.append(piece)
-        if data:
-            sink.data(data, buffer[:at])
+def _holes(fd: int, spans: list[Span], size_bytes: int) -> Iterator[Span]:
+    """What of *spans*, which are in order, is not known to have room in a file of that size."""
+    hole = Span(0, 0)
+    for span in spans:
+        at = span.start
+        while at < span.end:
+            if hole.end <= at:
+                hole = _next_hole(fd, at, size_bytes)
+            part = span.clip(hole)
+            if not part:
+                break
+            yield part
+            at = part.end
+
+
+def _next_hole(fd: int, at: int, size_bytes: int) -> Span:
+    """The first hole of a file at or behind *at*; behind its end all is one."""
+    start, end = size_bytes, sys.maxsize
+    if at < size_bytes:
+        start = os.lseek(fd, at, os.SEEK_HOLE)
+    if start < size_bytes:
+        with contextlib.suppress(OSError):  # it goes on to the end
+            end = os.lseek(fd, start, os.SEEK_DATA)
+    return Span(max(start, at) & -PAGE_BYTES, end)

@@ -2,10 +2,9 @@
 
 import os
 import re
+from pathlib import Path
 
 import attrs
-
-from memfs.linux import procfs
 
 
 @attrs.frozen
@@ -58,7 +57,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
 
 def read_mounts() -> list[Mount]:
     """The mounts of this process's mount namespace, the last one on a path being the one that shows."""
-    return parse_mountinfo(procfs.read_file("/proc/self/mountinfo"))
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
 
 
 def mounts_of_type(fs_type: bytes) -> list[Mount]:

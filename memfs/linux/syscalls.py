@@ -222,6 +222,21 @@ def clone(fd: int, source: int) -> None:
     fcntl.ioctl(fd, _FICLONE, source)
 
 
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_libc.sync_file_range.restype = ctypes.c_int
+_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>
+
+
+def start_writing(fd: int, offset: int, length: int) -> None:
+    """sync_file_range(2): begin to write out what is dirty there. It proves nothing, fsync(2) does.
+
+    Raises:
+        OSError: the kernel or the file system cannot.
+    """
+    if _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE) < 0:
+        raise _os_error("sync_file_range")
+
+
 def sync_file_system(fd: int) -> None:
     """syncfs(2): write out all of the file system that *fd* is on; since Linux 5.8 it tells of errors."""
     if _libc.syncfs(fd) < 0:
