@@ -1,5 +1,6 @@
 """``memfs copy``: copy an image out of the mount, whole or not at all."""
 
+import gc
 import signal
 import threading
 from types import FrameType
@@ -44,6 +45,8 @@ def command(
     SOURCE may leave the mount point out: 4711, or 4711/snapshots/NAME. DESTINATION is a file, a
     directory, a pipe, a socket, or - for stdout.
     """
+    # A copy makes an object for each page that changed, and ends: nothing of it is worth looking for.
+    gc.disable()
     from memfs.copy.files import Checks
     from memfs.copy.job import Request, run
     from memfs.copy.meter import Meter

@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 64 << 10
 """What there is behind that, for bytes that no one wants."""
 
-THREADS = 8
+THREADS = 4
 _LAST_WORDS_S = 0.5
 
 Work = Callable[[memoryview], None]

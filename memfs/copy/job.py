@@ -12,9 +12,10 @@ from memfs.copy.digests import Content
 from memfs.copy.files import Checks, Tools
 from memfs.copy.mark import Mark, describe_files, part_of, read_mark, write_mark
 from memfs.copy.meter import Meter
+from memfs.copy.newfile import clear_leftovers
 from memfs.copy.place import Place, find_place
 from memfs.copy.reading import Reading
-from memfs.copy.since import read_changes, snapshot_id
+from memfs.copy.since import is_shared, read_changes, snapshot_id
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
 
@@ -70,6 +71,7 @@ def run(request: Request, meter: Meter, note: Note) -> None:
         if target.is_dir() and not place.path.is_dir():
             target /= place.path.name
         journal.finish(target, crew)
+        clear_leftovers(target)
         if request.since is not None and update(
             place, request.since, target, read_changes(place, request.since), tools
         ):
@@ -117,10 +119,20 @@ def _to_stream(request: Request, place: Place, meter: Meter, note: Note) -> None
             f"{place.path} is a directory, which no stream can take", "copy a file of it, or use tar -S"
         )
     content = Content() if request.checks.checksum else None
-    with stream.opened(request.destination) as out, Reading(place.path) as reading:
-        stream.send(reading, out, request.destination, meter, content)
+    shared = content is None and _is_shared(place)
+    flags = 0 if shared else os.O_DIRECT
+    with stream.opened(request.destination) as out, Reading(place.path, flags) as reading:
+        if shared:
+            stream.send_shared(reading, out, request.destination, meter)
+        else:
+            stream.send(reading, out, request.destination, meter, content)
         digest = content.finish(reading.size_bytes) if content is not None else ""
     note(Copied(request.destination, digest, ""))
+
+
+def _is_shared(place: Place) -> bool:
+    """Whether it is shared memory of a running process; a snapshot has a copy of that."""
+    return place.snapshot is None and place.parts[:1] == ("vmas",) and is_shared(place.parts[1])
 
 
 def _copy_directory(place: Place, target: Path, tools: Tools, note: Note) -> None:

@@ -146,6 +146,11 @@ def vma_span(name: str) -> Span:
     return Span(int(start, 16), int(rest.partition("_")[0], 16))
 
 
+def is_shared(name: str) -> bool:
+    """Whether the file of that name in ``vmas/`` is of a shared mapping."""
+    return name.split("_")[1][3:] == "s"
+
+
 @attrs.frozen
 class Asked:
     """What of a file is to be looked up in the changes, and what is carried over whatever they say.

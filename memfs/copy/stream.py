@@ -1,8 +1,11 @@
-"""To a pipe, a socket or whatever takes bytes one after the other: one thread reads while another writes.
+"""To a pipe, a socket or whatever takes bytes one after the other.
 
-A stream has no holes. So these are sent as zeros, from memory of ours that is never written. Nothing goes
-through the page cache of the mount, from which sendfile and splice would take it: reading and writing at
-once is faster (docs/performance.md), and leaves nothing behind.
+A stream has no holes. So these are sent as zeros, from memory of ours that is never written.
+
+Shared memory of a running process lies in the page cache of its object, and the kernel reads that itself
+(fuse/backing.py): sendfile takes the pages from there, and no one copies them on the way out. All else one
+thread reads while another writes. That goes past the page cache of the mount, from which sendfile and
+splice would take it: it is faster (docs/performance.md), and leaves nothing behind.
 """
 
 import contextlib
@@ -25,6 +28,8 @@ from memfs.linux.span import Span
 
 _PIPE_BYTES = 1 << 20
 _BUFFERS = 4
+_GONE = (errno.EPIPE, errno.ECONNRESET)
+_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class _Ahead:
@@ -81,6 +86,45 @@ def send(source: Reading, out: int, name: str, meter: Meter, content: Content | 
         meter.add(piece.size)
 
 
+def send_shared(source: Reading, out: int, name: str, meter: Meter) -> None:
+    """The same for shared memory, by sendfile(2); *source* is open without O_DIRECT.
+
+    Raises:
+        CannotCopy: either side fails.
+    """
+    with contextlib.suppress(OSError):
+        os.set_blocking(out, True)
+    with contextlib.suppress(OSError):
+        grow(out, _PIPE_BYTES)
+    meter.expect(source.size_bytes)
+    zeros = memoryview(bytes(CHUNK_BYTES))
+    buffer = None
+    for piece, is_data in _pieces(source):
+        at = piece.start
+        while is_data and buffer is None and at < piece.end:
+            try:
+                sent = os.sendfile(out, source.fd, at, piece.end - at)
+            except OSError as error:
+                if error.errno in _NO_SENDFILE:
+                    buffer = memoryview(bytearray(CHUNK_BYTES))
+                    break
+                if error.errno in _GONE:
+                    raise _gone(name) from None
+                # Either side may have failed: to read there again tells which.
+                source.read_into(at, memoryview(bytearray(piece.end - at)))
+                raise _takes_no_more(name, error) from None
+            if not sent:
+                raise CannotCopy(f"{source.path} ended before its end", "copy it again")
+            at += sent
+        if not is_data:
+            put(out, zeros[: piece.size], name)
+        elif buffer is not None and at < piece.end:
+            view = buffer[: piece.end - at]
+            source.read_into(at, view)
+            put(out, view, name)
+        meter.add(piece.size)
+
+
 def _pieces(source: Reading) -> Iterator[tuple[Span, bool]]:
     at = 0
     for extent in (*source.extents(), Span(source.size_bytes, source.size_bytes)):
@@ -99,9 +143,13 @@ def put(out: int, view: memoryview, name: str) -> None:
         while view:
             view = view[os.write(out, view) :]
     except OSError as error:
-        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+        if error.errno in _GONE:
             raise _gone(name) from None
-        raise CannotCopy(f"{name} takes no more ({error.strerror})", "copy it again") from None
+        raise _takes_no_more(name, error) from None
+
+
+def _takes_no_more(name: str, error: OSError) -> CannotCopy:
+    return CannotCopy(f"{name} takes no more ({error.strerror})", "copy it again")
 
 
 def _gone(name: str) -> CannotCopy:

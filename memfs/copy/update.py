@@ -28,8 +28,8 @@ from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import clone, reserve
 
 _NO_CLONES = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
-_COST_OF_CHANGE = 3
-_COST_OF_SPAN_BYTES = 100 << 10
+_COST_OF_CHANGE = 2
+_COST_OF_SPAN_BYTES = 70 << 10
 _BLOCK_BYTES = 512
 
 

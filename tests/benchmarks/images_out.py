@@ -8,6 +8,7 @@ those of the programs and of the daemon; the page cache is how much more there w
 """
 
 import argparse
+import compileall
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -25,6 +27,8 @@ import machine
 from lab import Target
 from mounts import MemfsMount, memfs_mount
 from target import MIB
+
+import memfs
 
 _HERE = Path(__file__).parent
 _MEMFS = Path(sys.executable).with_name("memfs")
@@ -76,12 +80,19 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def by_turns(daemon: int, contenders: dict[str, Action], rounds: int, size_bytes: int) -> None:
-    """Run all contenders by turns, memfs first, and print a table."""
+def by_turns(
+    daemon: int,
+    contenders: dict[str, Action],
+    rounds: int,
+    size_bytes: int,
+    before: Action = lambda: None,
+) -> None:
+    """Run all contenders by turns, memfs first, each after *before*, and print a table."""
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     names = list(contenders)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            before()
             samples[name].append(measure(daemon, contenders[name]))
     ours = statistics.median(sample.seconds for sample in samples[names[0]])
     print("| way | rate | seconds | times memfs | CPU seconds | page cache grew by |")
@@ -118,27 +129,26 @@ def to_disk(mount: MemfsMount, size_bytes: int, rounds: int, where: Path) -> Non
         file = vma_file(mount.path / str(target.pid) / "vmas", target.start())
         out = where / "out"
 
-        def fresh(*argv: object) -> Action:
-            def action() -> None:
-                for left in where.iterdir():
-                    left.unlink()
-                call(*argv)
-
-            return action
-
         contenders: dict[str, Action] = {
-            "memfs copy": fresh(_MEMFS, "copy", file, out),
-            "dd oflag=direct bs=1M": fresh(
-                "dd", f"if={file}", f"of={out}", "iflag=fullblock", "oflag=direct", "bs=1M", "conv=fsync"
+            "memfs copy": partial(call, _MEMFS, "copy", file, out),
+            "dd oflag=direct bs=1M": partial(
+                call,                 "dd", f"if={file}", f"of={out}", "iflag=fullblock", "oflag=direct", "bs=1M", "conv=fsync"
             ),
-            "cp, then sync": fresh("sh", "-c", f"cp {file} {out} && sync {out}"),
-            "gcore": fresh("gcore", "-o", out, target.pid),
-            "fio, depth 8": fresh(
-                "fio", "--name=w", f"--filename={out}", "--rw=write", "--bs=1M", "--direct=1", "--iodepth=8",
+            "cp, then sync": partial(call, "sh", "-c", f"cp {file} {out} && sync {out}"),
+            "gcore": partial(call, "gcore", "-o", out, target.pid),
+            "fio, depth 8": partial(
+                call,                 "fio", "--name=w", f"--filename={out}", "--rw=write", "--bs=1M", "--direct=1", "--iodepth=8",
                 "--ioengine=libaio", f"--size={size_bytes}", "--end_fsync=1",
             ),
         }  # fmt: skip
-        by_turns(mount.daemon, contenders, rounds, size_bytes)
+        # What is there already is not theirs to remove: to free 2 GiB takes the disk some tenths of a second.
+        by_turns(mount.daemon, contenders, rounds, size_bytes, lambda: empty(where))
+
+
+def empty(directory: Path) -> None:
+    """Remove the files in *directory*; what measures syncs after that."""
+    for left in directory.iterdir():
+        left.unlink()
 
 
 def to_socket(mount: MemfsMount, kind: str, size_bytes: int, rounds: int) -> None:
@@ -283,6 +293,8 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW")
     options = parser.parse_args()
     size_bytes, rounds = options.size_mib * MIB, options.rounds
+    # As pip does when it installs: where nothing may write it, each command would compile its modules anew.
+    compileall.compile_dir(Path(memfs.__file__).parent, quiet=1)
     with (
         tempfile.TemporaryDirectory(prefix="memfs-bench-", dir=options.directory) as directory,
         memfs_mount(Path(directory)) as mount,

@@ -228,7 +228,7 @@ def test_a_killed_copy_leaves_the_old_or_the_new_file_and_no_litter(memfs: Mount
     with Target("private-full", directory=tmp_path, size=16 * MIB) as target:
         mapping = target.mapping("private-full")
         outcomes = set()
-        for delay_ms in range(60, 180, 10):
+        for delay_ms in range(20, 140, 10):
             image.write_bytes(b"the old image")
             status = kill_at([MEMFS, "copy", memfs.vma(target.pid, mapping), image], delay_ms / 1000)
             content = image.read_bytes()

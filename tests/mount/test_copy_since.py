@@ -211,12 +211,12 @@ def wait_status(command: list[str | Path]) -> int:
 
 @contextlib.contextmanager
 def two_snapshots(memfs: Mount, directory: Path, part: str) -> Iterator[tuple[Path, Path]]:
-    """A file or a directory of two snapshots of 16 MiB, between which every 16th page was written."""
+    """A file or a directory of two snapshots of 16 MiB, between which every 64th page was written."""
     with Target("private-full", directory=directory, size=16 * MIB) as target:
         mapping: HeldMapping = target.mapping("private-full")
         name = f"vmas/{memfs.vma(target.pid, mapping).name}" if part == "file" else "vmas"
         one = take(memfs, target.pid, "one")
-        for at in range(0, mapping.length, 16 * PAGE):
+        for at in range(0, mapping.length, 64 * PAGE):
             target.write(mapping.start + at, PAGE, 8)
         yield one / name, take(memfs, target.pid, "two") / name
 
@@ -271,9 +271,10 @@ def leave_room(directory: Path, free_bytes: int) -> None:
     """Fill a file system with a file ``ballast``, up to some room."""
     with (directory / "ballast").open("wb") as ballast, contextlib.suppress(OSError):
         at = 0
-        while (room := os.statvfs(directory)).f_bfree * room.f_frsize > free_bytes:
-            os.posix_fallocate(ballast.fileno(), at, MIB // 2)
-            at += MIB // 2
+        while (more := (room := os.statvfs(directory)).f_bfree * room.f_frsize - free_bytes) > 0:
+            size = min(MIB // 2, more)
+            os.posix_fallocate(ballast.fileno(), at, size)
+            at += size
 
 
 def test_an_update_on_a_full_disk_changes_nothing(memfs: Mount, images: Path, tmp_path: Path) -> None:
@@ -309,9 +310,9 @@ def test_a_disk_that_is_too_small_keeps_the_old_image(
     image = images / "image"
     with two_snapshots(memfs, tmp_path, part) as (one, two):
         check(MEMFS, "copy", one, image)
-        # An update needs room for 256 pages, and for as many in a journal or in what is no more shared.
+        # An update needs room for 64 pages, in a journal or in what is no more shared.
         for _ in range(FULL_DISKS):
-            leave_room(images, chance.randrange(MIB // 2 if since else 15 * MIB))
+            leave_room(images, chance.randrange(32 * PAGE if since else 15 * MIB))
             command = [MEMFS, "copy", *(("--since", "one") if since else ()), two, image]
             assert "no room for" in complaint(run(*command), 1)
             (images / "ballast").unlink()
