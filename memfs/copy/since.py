@@ -52,6 +52,8 @@ class Changes:
         return size, len(found)
 
     def _meeting(self, span: Span) -> range:
+        if not span:
+            return range(0)
         return range(bisect_right(self._ends, span.start), bisect_left(self._starts, span.end))
 
 

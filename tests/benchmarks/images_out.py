@@ -132,13 +132,14 @@ def to_disk(mount: MemfsMount, size_bytes: int, rounds: int, where: Path) -> Non
         contenders: dict[str, Action] = {
             "memfs copy": partial(call, _MEMFS, "copy", file, out),
             "dd oflag=direct bs=1M": partial(
-                call,                 "dd", f"if={file}", f"of={out}", "iflag=fullblock", "oflag=direct", "bs=1M", "conv=fsync"
+                call, "dd", f"if={file}", f"of={out}", "bs=1M", "iflag=fullblock", "oflag=direct",
+                "conv=fsync",
             ),
             "cp, then sync": partial(call, "sh", "-c", f"cp {file} {out} && sync {out}"),
             "gcore": partial(call, "gcore", "-o", out, target.pid),
             "fio, depth 8": partial(
-                call,                 "fio", "--name=w", f"--filename={out}", "--rw=write", "--bs=1M", "--direct=1", "--iodepth=8",
-                "--ioengine=libaio", f"--size={size_bytes}", "--end_fsync=1",
+                call, "fio", "--name=w", f"--filename={out}", "--rw=write", "--bs=1M", "--direct=1",
+                "--iodepth=8", "--ioengine=libaio", f"--size={size_bytes}", "--end_fsync=1",
             ),
         }  # fmt: skip
         # What is there already is not theirs to remove: to free 2 GiB takes the disk some tenths of a second.

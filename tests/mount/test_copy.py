@@ -121,6 +121,12 @@ def test_a_pipe_gets_every_byte(memfs: Mount, holder: Target) -> None:
         assert wrong(mapping, check(MEMFS, "copy", memfs.vma(holder.pid, mapping), "-")) is None
 
 
+def test_a_pipe_gets_shared_memory_that_the_kernel_reads_itself(memfs: Mount, tmp_path: Path) -> None:
+    with Target("shared-anon", "memfd-shared", directory=tmp_path, size=16 * MIB) as target:
+        for mapping in target.mappings:
+            assert wrong(mapping, check(MEMFS, "copy", memfs.vma(target.pid, mapping), "-")) is None
+
+
 def test_a_socket_gets_every_byte(memfs: Mount, holder: Target, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as server:

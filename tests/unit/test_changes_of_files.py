@@ -1,0 +1,51 @@
+"""What of a file changed, from the list that the mount gives; as values, without a mount."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfs.copy.since import Asked, Stretch, is_shared, parse_changes
+from memfs.linux.span import PAGE_BYTES, Span
+
+_HEAD = b"since aa bb\n"
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> list[Span]:
+    """Ranges of pages in order, apart from each other, up to the end of the address space."""
+    bounds = draw(st.sets(st.integers(0, (1 << 35) - 1), max_size=40).map(sorted))
+    pairs = zip(bounds[::2], bounds[1::2], strict=False)
+    return [Span(start * PAGE_BYTES, end * PAGE_BYTES) for start, end in pairs]
+
+
+def text_of(spans: list[Span]) -> bytes:
+    """As ``.since/NAME`` has them."""
+    return _HEAD + b"".join(b"%012x-%012x\n" % (span.start, span.end) for span in spans)
+
+
+@given(ranges())
+def test_all_ranges_come_back(spans: list[Span]) -> None:
+    changes = parse_changes(text_of(spans))
+    assert (changes.earlier, changes.later) == ("aa", "bb")
+    assert list(changes.over(Span(0, 1 << 48))) == spans
+
+
+@given(ranges(), st.integers(0, 1 << 35), st.integers(0, 1 << 35))
+def test_a_part_has_what_of_each_range_lies_in_it(spans: list[Span], one: int, other: int) -> None:
+    part = Span(min(one, other) * PAGE_BYTES, max(one, other) * PAGE_BYTES)
+    changes = parse_changes(text_of(spans))
+    expected = [inside for span in spans if (inside := span.clip(part))]
+    assert list(changes.over(part)) == expected
+    assert changes.weigh(part) == (sum(span.size for span in expected), len(expected))
+
+
+def test_changes_of_addresses_are_changes_of_the_file_that_shows_them() -> None:
+    changes = parse_changes(text_of([Span(0x7000, 0x9000), Span(0x20000, 0x21000)]))
+    grown = Span(0x4000, 0x6000)
+    asked = Asked((Stretch(Span(0, 0x4000), 0x6000),), (grown,))
+    assert asked.changed(changes) == [Span(0x1000, 0x3000), grown]
+    assert asked.weigh(changes) == (0x2000 + grown.size, 2)
+
+
+def test_the_name_of_a_mapping_tells_whether_it_is_shared() -> None:
+    assert is_shared("7f0000000000-7f0000001000_rw-s_memfd.p_s")
+    assert not is_shared("7f0000000000-7f0000001000_rw-p_memfd.s_s")
