@@ -169,7 +169,8 @@ class Editor:
                 self._crew.run(self._works(data))
             if self._fd >= 0:
                 os.fsync(self._fd)
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                if sum(edit.size for edit in data) > _CACHED_BYTES:
+                    os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             self._direct = self._fd = -1
             for fd in held:
@@ -222,6 +223,8 @@ def _begin_writing(fd: int, edits: list[Edit], buffer: memoryview) -> None:
 
 
 _DIRECT_BYTES = 128 << 10
+_CACHED_BYTES = 48 << 20
+"""No more than that is left in the page cache: to drop it page by page takes longer than it is worth."""
 
 
 def _end_of(edit: Edit) -> int:
