@@ -18,7 +18,7 @@ def main() -> None:
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     noise = os.urandom(1 << 20)
     for at in range(0, size, len(noise)):
-        memory[at : at + len(noise)] = noise
+        memory[at : at + len(noise)] = noise[: size - at]
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     part = size // int(sys.argv[2]) if len(sys.argv) > 2 else size
     for at in range(part, size, 2 * part):
