@@ -17,10 +17,10 @@ from support.held import HeldMapping
 from support.pattern import PAGE
 from support.target import Target
 
-KILLS = int(os.environ.get("MEMFS_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("MEMFS_TEST_KILLS", "1"))
 """How many copies of each kind are killed, on each kind of file system; the release was tried with 200."""
 
-FULL_DISKS = int(os.environ.get("MEMFS_TEST_FULL_DISKS", "2"))
+FULL_DISKS = int(os.environ.get("MEMFS_TEST_FULL_DISKS", "1"))
 """How many copies of each kind go to a disk that is too small; the release was tried with 20."""
 
 parts = pytest.mark.parametrize("part", ["file", "directory"])

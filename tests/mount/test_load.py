@@ -1,6 +1,6 @@
 """Many readers, many targets, long runs: nothing leaks, nothing locks, no byte is wrong.
 
-MEMFS_STRESS_SECONDS sets how long the stress test runs (12 unless set; 600 for a long run).
+MEMFS_STRESS_SECONDS sets how long the stress test runs (8 unless set; 600 for a long run).
 """
 
 import mmap
@@ -22,7 +22,7 @@ from support.pages import PUBLISHED_END, PUBLISHED_START, verify
 from support.pattern import PAGE
 from support.target import Target
 
-_SECONDS = float(os.environ.get("MEMFS_STRESS_SECONDS", "12"))
+_SECONDS = float(os.environ.get("MEMFS_STRESS_SECONDS", "8"))
 _MOST_RSS = 80 * MIB
 _READERS = 8
 _STAND_BY = 8
