@@ -187,22 +187,19 @@ _libc.renameat2.restype = ctypes.c_int
 
 _FALLOC_FL_KEEP_SIZE = 1  # <linux/falloc.h>
 _FALLOC_FL_PUNCH_HOLE = 2
-_FALLOC_FL_UNSHARE_RANGE = 0x40
 _FICLONE = 0x4004_9409  # _IOW(0x94, 9, int), <linux/fs.h>
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 
 
-def reserve(fd: int, offset: int, length: int, *, unshare: bool = False) -> None:
+def reserve(fd: int, offset: int, length: int) -> None:
     """fallocate(2): make sure that writing there will not run out of space; the size stays.
 
-    Unlike posix_fallocate(3) it writes nothing where the file system cannot do it. With *unshare*, blocks
-    that are another file's too are copied as well.
+    Unlike posix_fallocate(3) it writes nothing where the file system cannot do it.
 
     Raises:
         OSError: ENOSPC; EOPNOTSUPP where the file system cannot.
     """
-    mode = _FALLOC_FL_KEEP_SIZE | (_FALLOC_FL_UNSHARE_RANGE if unshare else 0)
-    if _libc.fallocate(fd, mode, offset, length) < 0:
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         raise _os_error("fallocate")
 
 

@@ -44,11 +44,12 @@ def test_the_background_daemon_needs_no_log_file(tmp_path: Path) -> None:
     done = memfs("mount", tmp_path)
     try:
         assert done.returncode == 0
+        daemon = int(os.getxattr(tmp_path, "user.memfs.daemon"))
         assert (b"no syslog" in done.stderr) == (not Path("/dev/log").exists())
         assert mounts_on(tmp_path) == [("fuse.memfs", "memfs")]
     finally:
         _silent(memfs("umount", tmp_path))
-        os.wait()
+    os.waitpid(daemon, 0)
 
 
 def test_a_daemon_that_is_still_ending_is_not_taken_for_that_of_a_new_mount(tmp_path: Path) -> None:
@@ -151,13 +152,14 @@ def test_a_mount_point_may_be_named_in_any_way(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     for name in ("odd name\n\\\N{SNOWMAN}", "./link"):
         _silent(memfs("mount", "-o", "log=log", name))
+        daemon = int(os.getxattr(tmp_path / name, "user.memfs.daemon"))
         try:
             assert (tmp_path / name / "self").is_symlink()
             _silent(memfs("umount", name))
             assert not (tmp_path / name / "self").is_symlink()
         finally:
             run("umount", tmp_path / name)
-            assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+            assert os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1]) == 0
     assert not re.search("WARNING|ERROR|CRITICAL|Traceback", (tmp_path / "log").read_text())
 
 
