@@ -150,8 +150,8 @@ def _has_room(image: Path, plans: list[FilePlan]) -> bool:
 def _is_roomy(image: Path, size_bytes: int, spans: int) -> bool:
     """Whether a journal can be carried out even if another file shares all blocks that are written over.
 
-    XFS takes new ones then, for 128 KiB around each span (mkfs.xfs(8), cowextsize). A clone is made in the same
-    way, but if that fails nothing has been touched.
+    XFS takes new ones then, for 128 KiB around each span (mkfs.xfs(8), cowextsize). A clone is made in the
+    same way, but if that fails nothing has been touched.
     """
     room = os.statvfs(image)
     return room.f_bavail * room.f_frsize > _COST_OF_CHANGE * size_bytes + spans * _COW_BYTES + _SPARE_BYTES
