@@ -119,3 +119,14 @@ def test_pages_given_back_become_holes(tmp_path: Path) -> None:
             target.madvise(given_back.start, given_back.length, "dontneed")
             assert tuple(opened.data_spans(mapping.span)) == subtract([mapping.span], [given_back])
             assert opened.read(given_back) == bytes(given_back.length)
+
+
+@pytest.mark.parametrize("reader", [reader for reader in READERS if not reader.flat], ids=str)
+def test_nothing_is_held_from_where_nothing_is_mapped_any_more(tmp_path: Path, reader: Reader) -> None:
+    with Target("private-full", directory=tmp_path) as target:
+        mapping = target.mapping("private-full")
+        with reader.open(target.pid, mapping.span) as opened:
+            space, scanner = opened.source._space, opened.workspace.scanner
+            assert space.held_end(mapping.start, mapping.end, scanner) == mapping.end
+            target.unmap(mapping.start, 8 * PAGE)
+            assert space.held_end(mapping.start, mapping.end, scanner) == mapping.start
