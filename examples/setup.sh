@@ -14,7 +14,7 @@ python=/usr/bin/python3
 test_tools='rsync:rsync getfattr:attr rg:ripgrep xxd:xxd zstd:zstd openssl:openssl tar:tar
 findmnt:util-linux mount:mount hexdump:bsdextrautils ps:procps git:git gdb:gdb eu-readelf:elfutils
 readelf:binutils redis-benchmark:redis-tools
-socat:socat b3sum:b3sum curl:curl ip:iproute2 mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs'
+socat:socat b3sum:b3sum curl:curl ip:iproute2 mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs strace:strace'
 
 die() {
     printf 'setup: %s\n' "$*" >&2

@@ -113,6 +113,40 @@ class Journal:
         self._file.close()
 
 
+class Stay:
+    """A journal that leaves an image as it is and gives it its mark again, should its times have moved.
+
+    Who is killed while he makes room in an image leaves this one. The journal of the update takes its place.
+
+    Attributes:
+        is_over: whether it has.
+    """
+
+    def __init__(self, image: Path, mark: Mark) -> None:
+        self._image = image
+        self._mark = mark
+        self._book: Journal | None = None
+        self.is_over = False
+
+    def begin(self) -> None:
+        """From now on the times of the image may move; a second call does nothing.
+
+        Raises:
+            CannotCopy: there is no room for it.
+        """
+        if self._book is None:
+            self._book = Journal(self._image)
+            self._book.commit(self._mark)
+
+    def close(self) -> None:
+        """The times are as they were again, or the update is done."""
+        book, self._book = self._book, None
+        if book is not None:
+            if not self.is_over:
+                _remove(journal_of(self._image))
+            book.close()
+
+
 @contextlib.contextmanager
 def _explained(image: Path) -> Iterator[None]:
     try:

@@ -289,6 +289,7 @@ class _Updater:
     def in_place(self, items: list[tree.Item], plans: list[FilePlan], old: Mark, mark: Mark) -> None:
         """Write a journal of all changes, and carry it out."""
         book = journal.Journal(self._image)
+        stay = journal.Stay(self._image, old)
         try:
             kept = {plan.old_name for plan in plans} | {plan.name for plan in plans}
             for name in old.files:
@@ -302,16 +303,18 @@ class _Updater:
                 if item.link is not None:
                     book.add(Edit(Kind.LINK, item.name, other=item.link))
             for plan in plans:
-                self._write_plan(plan, book)
+                self._write_plan(plan, book, stay)
             if book.is_empty:
                 journal.set_mark(self._image, mark)
                 return
             book.commit(mark)
+            stay.is_over = True
             book.carry_out(mark, self._tools.crew)
         finally:
+            stay.close()
             book.close()
 
-    def _write_plan(self, plan: FilePlan, book: journal.Journal) -> None:
+    def _write_plan(self, plan: FilePlan, book: journal.Journal, stay: journal.Stay) -> None:
         with Reading(plan.source) as source:
             if plan.old_name is None:
                 book.add(Edit(Kind.FILE, plan.name, offset=1, size=source.size_bytes))
@@ -325,18 +328,22 @@ class _Updater:
                 if spans or plan.old_name != plan.name or os.fstat(old).st_size != source.size_bytes:
                     book.add(Edit(Kind.FILE, plan.name, size=source.size_bytes))
                     written = self._carry(source, spans, _Book(plan.name, book), holes=True)
-                    self._set_aside(old, written)
+                    self._set_aside(old, written, stay)
 
     def _ensure_room(self, source: Reading) -> None:
         room = os.statvfs(self._image)
         if room.f_bavail * room.f_frsize < sum(extent.size for extent in source.extents()):
             raise cannot_write(self._image, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def _set_aside(self, old: int, spans: list[Span]) -> None:
-        """Make sure that carrying out the journal will not run out of space. No byte changes by that."""
+    def _set_aside(self, old: int, spans: list[Span], stay: journal.Stay) -> None:
+        """Make sure that carrying out the journal will not run out of space.
+
+        No byte changes by that, but the time of the file does, until it is set back.
+        """
         before = os.fstat(old)
         try:
             for hole in _holes(old, spans, before.st_size):
+                stay.begin()
                 reserve(old, hole.start, hole.size)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:

@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,6 +247,30 @@ def test_a_killed_update_leaves_the_old_image_or_is_finished_by_the_next_copy(
             assert is_image(image, two)
             assert status == 0 or pending or wait_status(again) == 1
             assert left_in(images) == {"image"}
+
+
+@pytest.mark.parametrize("images", ["ext4", "tmpfs"], indirect=True)
+def test_who_is_killed_while_he_makes_room_leaves_an_image_that_can_be_brought_up_to_date(
+    memfs: Mount, images: Path, tmp_path: Path
+) -> None:
+    """To reserve blocks moves the time of the image, by which its mark knows it. XFS makes a clone."""
+    image = images / "image"
+    with Target("private-full", directory=tmp_path, size=16 * MIB) as target:
+        mapping = target.mapping("private-full")
+        name = f"vmas/{memfs.vma(target.pid, mapping).name}"
+        target.madvise(mapping.start + 8 * MIB, 8 * MIB, "dontneed")
+        one = take(memfs, target.pid, "one") / name
+        for at in range(10 * MIB, 16 * MIB, 64 * PAGE):
+            target.write(mapping.start + at, PAGE, 8)
+        two = take(memfs, target.pid, "two") / name
+        check(MEMFS, "copy", one, image)
+        update = [MEMFS, "copy", "--since", "one", two, image]
+        killed = run("strace", "-f", "-qq", "-e", "inject=fallocate:signal=KILL:when=4", *update)
+        assert killed.returncode == -signal.SIGKILL
+        assert is_image(image, one)
+        check(*update)
+        assert is_image(image, two)
+        assert left_in(images) == {"image"}
 
 
 @parts
