@@ -82,9 +82,16 @@ class _Chunk:
 
 
 class LookAhead:
-    """The thread that reads ahead, and the buffers that it reads into."""
+    """The thread that reads ahead, and the buffers that it reads into.
+
+    Attributes:
+        thread: its number; 0 before it began.
+        chunks: how many it was asked for.
+    """
 
     def __init__(self) -> None:
+        self.thread = 0
+        self.chunks = 0
         self._lock = threading.Lock()
         self._wanted: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
         self._free: list[Buffer] = []
@@ -160,8 +167,10 @@ class LookAhead:
                 self._free.append(chunk.buffer)
 
     def _run(self) -> None:
+        self.thread = threading.get_native_id()
         while True:
             chunk = self._wanted.get()
+            self.chunks += 1
             with self._lock:
                 wanted = chunk.state is _State.WAITING
                 if wanted:
@@ -177,11 +186,11 @@ class LookAhead:
             chunk.file.let_go()
 
     def _read(self, chunk: _Chunk) -> bool:
-        chunk.read_s = time.monotonic()
         size = chunk.end - chunk.start
         try:
             if not chunk.is_trusted and not chunk.file.source.may_be_cached():
                 return False
+            chunk.read_s = time.monotonic()
             return chunk.file.source.read_into(chunk.start, chunk.buffer.data[:size], self._workspace) == size
         except (MemfsError, OSError) as error:
             # Its reader will ask again, and be told.

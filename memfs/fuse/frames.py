@@ -33,6 +33,7 @@ class Whence(enum.IntEnum):
 
 # struct fuse_in_header: len opcode unique, and 24 bytes more: nodeid uid gid pid total_extlen padding
 _IN_HEADER = struct.Struct("=IIQ24x")
+_CALLER = struct.Struct("=32xI")
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
 _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
@@ -96,6 +97,12 @@ def parse_head(frame: memoryview) -> Head:
     if head.length != len(frame):
         raise FrameError(f"a frame of {len(frame)} bytes says that it has {head.length}")
     return head
+
+
+def caller_of(frame: memoryview) -> int:
+    """The thread that a request comes from; 0 where it is not in our PID namespace."""
+    caller: int = _CALLER.unpack_from(frame)[0]
+    return caller
 
 
 def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:

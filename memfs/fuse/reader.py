@@ -24,6 +24,7 @@ from memfs.fuse.ahead import LookAhead, Trace
 from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.options import SpliceMode
+from memfs.fuse.placement import Placement
 from memfs.fuse.switch import Switch
 from memfs.image.source import HEADER_ROOM, CannotSplice, Workspace
 from memfs.linux.qos import LatencyRequest
@@ -36,6 +37,8 @@ _FRAME_BYTES = (1 << 20) + (1 << 16)
 _TICK_S = 0.02
 _BUSY_REQUESTS = 8
 """Requests in a tick from which on CPUs are kept awake."""
+_BUSY_CHUNKS = 8
+"""Chunks read ahead in a tick from which on it matters which CPUs are used."""
 _QUIET_TICKS = 8
 """Ticks without that many, after which they may sleep again: 160 ms."""
 _SPARE_THREADS = 2
@@ -80,6 +83,8 @@ class DataPlane:
         self.ahead = LookAhead()
         self.leader = self._add_server()
         self.second: _Server | None = None
+        self._placement = Placement()
+        self._placed_chunks = 0
 
     def start(self) -> None:
         """Begin to serve."""
@@ -130,6 +135,7 @@ class DataPlane:
             else:
                 self.second = None
             leader = self.leader
+            self._place(leader)
             now = (leader, leader.requests)
             if leader.busy and now == seen:
                 self._replace_leader()
@@ -148,6 +154,14 @@ class DataPlane:
                 # A request may have come while this was being decided: then no one will wake us for it.
                 if leader.busy or leader is not self.leader or leader.requests != seen[1]:
                     self.watch_sleeps = False
+
+    def _place(self, leader: "_Server") -> None:
+        """Give who answers a direct reader and who reads ahead for it a CPU each, while both are busy."""
+        before, self._placed_chunks = self._placed_chunks, self.ahead.chunks
+        if leader.reader and self._placed_chunks - before >= _BUSY_CHUNKS:
+            self._placement.arrange(leader.reader, leader.thread, self.ahead.thread)
+        else:
+            self._placement.undo()
 
     def _keep_awake(self) -> None:
         if self._latency is not None:
@@ -184,12 +198,17 @@ class _Server:
     Attributes:
         unique: the request that it is in; 0 for none.
         requests: how many it has taken.
+        thread: its number; 0 before it began.
+        reader: the thread that it had something read ahead for the last time; 0 where the page cache
+            lies between them, and the kernel asks.
     """
 
     def __init__(self, plane: DataPlane, number: int) -> None:
         self.name = f"memfs-data-{number}"
         self.unique = 0
         self.requests = 0
+        self.thread = 0
+        self.reader = 0
         self._plane = plane
         self._turn = threading.Event()
         self._started = False
@@ -221,6 +240,7 @@ class _Server:
             return True
 
     def _run(self) -> None:
+        self.thread = threading.get_native_id()
         plane = self._plane
         device = plane.switch.device
         room = [self._frame]
@@ -319,6 +339,7 @@ class _Server:
             if whole is None:
                 self._copy(file, unique, offset, size)
                 return
+            self.reader = frames.caller_of(self._frame) if file.trail is None else 0
             frames.pack_reply_head(whole, _HEAD_AT, unique, size)
             self._plane.switch.reply(whole[_HEAD_AT:])
         finally:

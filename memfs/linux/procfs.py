@@ -276,6 +276,16 @@ def read_stat(pid: int) -> Stat:
     return parse_stat(read_file(f"/proc/{pid}/stat"))
 
 
+def read_last_cpu(tid: int) -> int:
+    """The CPU that thread *tid* runs on, or ran on last.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such thread.
+    """
+    text = read_file(f"/proc/{tid}/stat")
+    return int(text[text.rindex(b")") + 2 :].split()[36])
+
+
 @attrs.frozen
 class Status:
     """What memfs needs of ``/proc/PID/status``; sizes in bytes, 0 where there is no memory."""

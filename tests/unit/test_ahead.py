@@ -1,5 +1,6 @@
 """Reading ahead: the right bytes, only in order, only fresh, and nothing once someone else reads."""
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -147,6 +148,25 @@ def test_what_is_too_old_is_not_shown(trace: Trace, source: _Source, monkeypatch
     # And for a while nothing is read ahead any more.
     monkeypatch.setattr(module, "LIVE_S", 3600.0)
     assert [_next(trace, at + block * _BLOCK) for block in range(1, 20)] == [None] * 19
+
+
+def test_what_had_to_be_found_out_first_makes_nothing_old(
+    trace: Trace, source: _Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the bytes may be waited for is asked of smaps, which takes long where much is mapped."""
+    clock = itertools.chain([10.0], itertools.repeat(0.0))
+    now = 1.0
+
+    def ask() -> bool:
+        nonlocal now
+        now += next(clock)
+        return True
+
+    monkeypatch.setattr(module, "LIVE_S", 1.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(source, "may_be_cached", ask)
+    at = _go(trace, source)
+    assert _next(trace, at) == _CONTENT[at : at + _BLOCK]
 
 
 def test_what_never_changes_is_never_too_old(
