@@ -186,7 +186,7 @@ class Memory(Source):
 
     def _add_private_file(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
         at = part.start
-        for run in self._space.pages(part.page_aligned(), scanner):
+        for run in self._space.pages(part.page_aligned(), scanner, files=True):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             piece = run.span.clip(part)
@@ -254,7 +254,7 @@ class Memory(Source):
 
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
-        return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner))
+        return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner, files=True))
 
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         mem = self._space.mem
@@ -371,7 +371,7 @@ class Memory(Source):
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
         at, into_file = part.start, to_file(region.mapping)
-        for run in self._space.pages(part.page_aligned(), scanner):
+        for run in self._space.pages(part.page_aligned(), scanner, files=True):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))

@@ -27,7 +27,7 @@ class PageKind(enum.IntEnum):
     OWN = 0
     """Memory of the process itself: anonymous, or its private copy of a file's page."""
     FILE = 1
-    """A page of a file or of shared memory."""
+    """A page of a file or of shared memory. Who does not ask for the difference is told OWN."""
     EMPTY = 2
     """Reads as zeros: the shared zero page, or a guard region, behind which there is no page."""
     UNTOUCHED = 3
@@ -62,8 +62,8 @@ MOST_RUNS = 512
 """The runs that one call to the kernel can return."""
 
 _FORMS = (
-    int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO | _Category.GUARD),
-    int(_Category.PRESENT | _Category.SWAPPED | _Category.FILE | _Category.PFNZERO),
+    int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO | _Category.GUARD),
+    int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO),
 )
 """What to ask for, best first: a kernel refuses with EINVAL a category that it does not have."""
 
@@ -109,16 +109,21 @@ class Scanner:
         """Whether guard regions are told apart, as far as was seen."""
         return self._forms[:1] == _FORMS[:1]
 
-    def runs(self, pagemap: int, span: Span, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+    def runs(
+        self, pagemap: int, span: Span, limit: int = MOST_RUNS, *, files: bool = False
+    ) -> Iterator[PageRun]:
         """The mapped pages in *span* (page-aligned), in order; what is not mapped is left out.
 
-        *limit* is how many runs the caller is likely to take; asking for one stops the walk early.
+        Args:
+            limit: how many runs the caller is likely to take; asking for one stops the walk early.
+            files: tell pages of files from the process's own. For that the kernel looks at each page
+                behind the page tables: a walk takes four times as long.
         """
         at = span.start
         while at < span.end:
-            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS))
+            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS), files=files)
             if count < 0:
-                yield from _read_entries(pagemap, Span(at, span.end))
+                yield from _read_entries(pagemap, Span(at, span.end), files=files)
                 return
             (at,) = _WALK_END.unpack_from(self._argument, _WALK_END_OFFSET)
             # The array is taken out before the first yield: the next call overwrites it.
@@ -135,21 +140,22 @@ class Scanner:
         The same as the first of :meth:`runs`, for who reads page after page: without a value or an
         iterator made.
         """
-        count = self._ask(pagemap, start, end, 1)
+        count = self._ask(pagemap, start, end, 1, files=False)
         if count < 0:
-            run = next(_read_entries(pagemap, Span(start, end)), None)
+            run = next(_read_entries(pagemap, Span(start, end), files=False), None)
             return run.span.end if run is not None and run.held else start
         first, until, categories = _REGION.unpack_from(self._regions_view)
         if not count or first != start or not categories & _KNOWN or categories & _NO_PAGE:
             return start
         return int(until)
 
-    def _ask(self, pagemap: int, start: int, end: int, limit: int) -> int:
+    def _ask(self, pagemap: int, start: int, end: int, limit: int, *, files: bool) -> int:
         """Have the array filled; returns how many runs came, -1 where the kernel does not know the call."""
+        also = _FILE if files else 0
         while self._forms:
             _SCAN_ARGUMENT.pack_into(
                 self._argument, 0, _SCAN_ARGUMENT.size, 0, start, end, 0, self._regions_address,
-                limit, 0, 0, 0, 0, self._forms[0],
+                limit, 0, 0, 0, 0, self._forms[0] | also,
             )  # fmt: skip
             try:
                 count: int = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, self._argument, True)
@@ -175,14 +181,14 @@ _ENTRIES_A_READ = 1 << 12
 _NO_ENTRIES = bytes(_ENTRY_BYTES * _ENTRIES_A_READ)
 
 
-def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
+def _read_entries(pagemap: int, span: Span, *, files: bool) -> Iterator[PageRun]:
     """The same from pagemap entries.
 
     They do not tell the zero page, which counts as OWN here, nor what is not mapped at all, which
     counts as UNTOUCHED.
     """
     run: PageRun | None = None
-    for piece, kind in _entry_kinds(pagemap, span):
+    for piece, kind in _entry_kinds(pagemap, span, files=files):
         if run is not None and run.kind == kind:
             run = PageRun(Span(run.span.start, piece.end), kind)
         else:
@@ -193,7 +199,7 @@ def _read_entries(pagemap: int, span: Span) -> Iterator[PageRun]:
         yield run
 
 
-def _entry_kinds(pagemap: int, span: Span) -> Iterator[tuple[Span, PageKind]]:
+def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Span, PageKind]]:
     at = span.start
     while at < span.end:
         wanted = min((span.end - at) // PAGE_BYTES, _ENTRIES_A_READ)
@@ -209,5 +215,5 @@ def _entry_kinds(pagemap: int, span: Span) -> Iterator[tuple[Span, PageKind]]:
             elif entry & _ENTRY_GUARD:
                 kind = PageKind.EMPTY
             else:
-                kind = PageKind.FILE if entry & _ENTRY_FILE else PageKind.OWN
+                kind = PageKind.FILE if files and entry & _ENTRY_FILE else PageKind.OWN
             yield Span(at, at := at + PAGE_BYTES), kind

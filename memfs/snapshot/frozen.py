@@ -63,12 +63,14 @@ class FrozenSpace(Space):
     def is_fetched(self, span: Span) -> bool:
         return any(span.clip(fetched) for fetched in self._frozen.fetched)
 
-    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+    def pages(
+        self, span: Span, scanner: Scanner, limit: int = MOST_RUNS, *, files: bool = False
+    ) -> Iterator[PageRun]:
         if self._copy is None:
             yield from _data_runs(self.copied, span)
             return
         try:
-            yield from self._copy.pages(span, scanner, limit)
+            yield from self._copy.pages(span, scanner, limit, files=files)
         except TargetExited:
             raise self._lost() from None
 

@@ -11,11 +11,8 @@ PTRACE_MODE_ATTACH for mem; all at open.
 
 import contextlib
 import errno
-import math
 import os
 import stat as stat_module
-import threading
-import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
@@ -29,6 +26,7 @@ from memfs.linux.span import Span
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
+from memfs.target.kept import Kept
 from memfs.target.layout import Device, Layout, make_layout, may_be_device
 from memfs.target.space import Space, unmapped
 
@@ -54,37 +52,26 @@ _RANDOM_BYTES = 16
 
 
 class VmaFlagsCache:
-    """Keeps smaps texts for as long as reading them stays under 5 % of the time.
+    """The flags of the VMAs of processes, kept for a while.
 
-    The kernel walks every page table of the process to print one: 7 ms for each GiB of small pages.
+    The kernel walks every page table of the process to print smaps: 13 ms for each GiB of small pages.
     """
 
-    _SHARE = 20
-
     def __init__(self) -> None:
-        self._kept: dict[Identity, tuple[float, VmaFlags]] = {}
-        self._lock = threading.Lock()
+        self._kept: Kept[Identity, VmaFlags] = Kept()
 
-    def get(self, identity: Identity, *, must_know: Iterator[int] | tuple[int, ...] = ()) -> VmaFlags:
+    def get(self, identity: Identity, *, must_know: tuple[int, ...] = ()) -> VmaFlags:
         """The flags of the process's VMAs, read anew if they are old or lack one of *must_know*."""
-        began = time.monotonic()
-        expires, flags = self._kept.get(identity, (0.0, None))
-        pinned = expires == math.inf
-        if flags is not None and began < expires and (pinned or all(map(flags.uses.__contains__, must_know))):
-            return flags
-        flags = _read_flags(identity)
-        now = time.monotonic()
-        with self._lock:
-            for old in [key for key, entry in self._kept.items() if entry[0] < now]:
-                del self._kept[old]
-            self._kept[identity] = (now + self._SHARE * (now - began), flags)
-        return flags
+        return self._kept.get(
+            identity,
+            lambda: _read_flags(identity),
+            lambda flags: all(map(flags.uses.__contains__, must_know)),
+        )
 
     def pin(self, identity: Identity) -> VmaFlags:
         """Read them, and keep them from now on: the process is about to be stopped and cannot wait."""
         flags = _read_flags(identity)
-        with self._lock:
-            self._kept[identity] = (math.inf, flags)
+        self._kept.pin(identity, flags)
         return flags
 
 
@@ -267,14 +254,16 @@ class AddressSpace(Space):
             yield mapping
             at = mapping.span.end
 
-    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+    def pages(
+        self, span: Span, scanner: Scanner, limit: int = MOST_RUNS, *, files: bool = False
+    ) -> Iterator[PageRun]:
         """What the page tables know of *span* now, see :meth:`Scanner.runs`.
 
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
         try:
-            yield from scanner.runs(self._pagemap, span, limit)
+            yield from scanner.runs(self._pagemap, span, limit, files=files)
         except ProcessLookupError:
             raise self.gone() from None
 

@@ -69,7 +69,9 @@ class Space(abc.ABC):
         """Whether a userfaultfd supplies missing pages in some part of *span*."""
 
     @abc.abstractmethod
-    def pages(self, span: Span, scanner: Scanner, limit: int = MOST_RUNS) -> Iterator[PageRun]:
+    def pages(
+        self, span: Span, scanner: Scanner, limit: int = MOST_RUNS, *, files: bool = False
+    ) -> Iterator[PageRun]:
         """What the page tables know of *span*, see :meth:`Scanner.runs`.
 
         Raises:

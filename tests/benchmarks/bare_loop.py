@@ -1,10 +1,11 @@
 """The limit for a mount in Python: the shortest loop that reads requests from /dev/fuse and answers READ.
 
-Usage: bare_loop.py PID START SIZE MOUNTPOINT
+Usage: bare_loop.py PID START SIZE MOUNTPOINT [LOOPS]
 
 MOUNTPOINT is a file, and shows that range of the process. No library, no tree, no checks: what memfs takes
-longer than this for a read is its own. It prints a line once it has mounted, and ends when it is unmounted.
-Needs root. The frames are those of ``<linux/fuse.h>``.
+longer than this for a read is its own. LOOPS processes share the device, one if not given: several show the
+limit for several readers. It prints a line once it has mounted, and ends when it is unmounted. Needs root.
+The frames are those of ``<linux/fuse.h>``.
 """
 
 import ctypes
@@ -58,11 +59,23 @@ def _mount(mountpoint: str) -> int:
     return device
 
 
-def main(pid: int, start: int, size_bytes: int, mountpoint: str) -> None:
+def main(pid: int, start: int, size_bytes: int, mountpoint: str, loops: int) -> None:
     """Mount and serve."""
-    reader = RemoteReader(pid, _MOST_BYTES)
     device = _mount(mountpoint)
     print("mounted", flush=True)
+    children = []
+    for _ in range(loops - 1):
+        child = os.fork()
+        if child == 0:
+            break
+        children.append(child)
+    _serve(device, pid, start, size_bytes)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _serve(device: int, pid: int, start: int, size_bytes: int) -> None:
+    reader = RemoteReader(pid, _MOST_BYTES)
     attributes = _ATTR_OUT.pack(
         0, 0, 0, 1, size_bytes, 0, 0, 0, 0, 0, 0, 0, stat.S_IFREG | 0o400, 1, 0, 0, 0, _MOST_BYTES, 0
     )
@@ -110,4 +123,4 @@ def main(pid: int, start: int, size_bytes: int, mountpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int((sys.argv[5:] or ["1"])[0]))

@@ -28,6 +28,7 @@ from vm_readv import RemoteReader
 _TARGET = Path(__file__).with_name("target.py")
 Peer = Callable[[Path, int, int, int], contextlib.AbstractContextManager[Path]]
 """What mounts a range of a process: directory, pid, start and size; gives the file."""
+_twice_bare_mount = functools.partial(bare_mount, loops=2)
 _SPARE_BYTES = 256 * MIB
 _END_S = 30
 MOST_READERS = 16
@@ -229,6 +230,10 @@ class Lab:
     def bare_file(self, memory: Memory) -> Path:
         """*memory* served by the shortest loop that speaks FUSE."""
         return self._peer_file(bare_mount, memory)
+
+    def twice_bare_file(self, memory: Memory) -> Path:
+        """*memory* served by two such loops, processes that share the device."""
+        return self._peer_file(_twice_bare_mount, memory)
 
     def copy_of(self, memory: Memory) -> Path:
         """A file with the same bytes on a tmpfs: no mount is in its way."""

@@ -89,25 +89,27 @@ def plain_mount(directory: Path, pid: int, start: int, size_bytes: int) -> Itera
 
 
 @contextlib.contextmanager
-def bare_mount(directory: Path, pid: int, start: int, size_bytes: int) -> Iterator[Path]:
-    """Serve a range of a process by the shortest loop; gives the file.
+def bare_mount(directory: Path, pid: int, start: int, size_bytes: int, loops: int = 1) -> Iterator[Path]:
+    """Serve a range of a process by the shortest loop, in as many processes; gives the file.
 
     Raises:
         CommandFailed: it does not mount.
     """
-    path = directory / f"bare-{pid}"
+    path = directory / f"bare-{loops}-{pid}"
     path.touch()
     try:
-        with _served("bare_loop.py", path, pid, start, size_bytes):
+        with _served("bare_loop.py", path, pid, start, size_bytes, loops):
             yield path
     finally:
         path.unlink()
 
 
 @contextlib.contextmanager
-def _served(server_name: str, path: Path, pid: int, start: int, size_bytes: int) -> Iterator[None]:
+def _served(
+    server_name: str, path: Path, pid: int, start: int, size_bytes: int, *more: int
+) -> Iterator[None]:
     server_path = Path(__file__).with_name(server_name)
-    argv = [sys.executable, str(server_path), str(pid), str(start), str(size_bytes), str(path)]
+    argv = [sys.executable, str(server_path), *map(str, (pid, start, size_bytes, path, *more))]
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert server.stdout is not None

@@ -167,7 +167,9 @@ def _slices(feed: Feed, count: int) -> list[Part]:
 
 
 def _readers_of_one(count: int, lab: Lab) -> tuple[Contender, ...]:
-    parts = {name: _slices(feed, count) for name, feed in feeds(lab, lab.private).items()}
+    compared = feeds(lab, lab.private)
+    compared["two bare loops"] = Feed(lab.private, lab.twice_bare_file(lab.private))
+    parts = {name: _slices(feed, count) for name, feed in compared.items()}
     return _readers(lab, parts, _LONE, _slices(Feed(lab.private, lab.private.file), 1))
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from memfs.image import residency
 from memfs.image.residency import ResidencyCounter
 from memfs.linux.pagemap import PageKind, PageRun
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target import kept
 
 _SPAN = Span(0, 8 * PAGE_BYTES)
 
@@ -31,7 +31,7 @@ class _Space:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(residency.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(kept.time, "monotonic", lambda: now[0])
     return now
 
 
