@@ -6,7 +6,6 @@
 import enum
 import errno
 import struct
-from typing import NamedTuple
 
 
 class Opcode(enum.IntEnum):
@@ -31,9 +30,8 @@ class Whence(enum.IntEnum):
     HOLE = 4
 
 
-# struct fuse_in_header: len opcode unique, and 24 bytes more: nodeid uid gid pid total_extlen padding
-_IN_HEADER = struct.Struct("=IIQ24x")
-_CALLER = struct.Struct("=32xI")
+# struct fuse_in_header: len opcode unique, nodeid uid gid, pid, total_extlen padding
+_IN_HEADER = struct.Struct("=IIQ16xI4x")
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
 _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
@@ -54,55 +52,24 @@ _READ_SIZE_AT = _IN_HEADER.size + 16
 OUT_HEADER_BYTES = _OUT_HEADER.size
 
 
-class Head(NamedTuple):
-    """What tells one request from the other."""
-
-    length: int
-    opcode: int
-    unique: int
-
-
-class ReadRequest(NamedTuple):
-    """READ: *size* bytes at *offset* of the open file *handle*."""
-
-    handle: int
-    offset: int
-    size: int
-
-
-class SeekRequest(NamedTuple):
-    """LSEEK: the next data or hole (*whence*) from *offset* on in the open file *handle*."""
-
-    handle: int
-    offset: int
-    whence: int
-
-
-class ListNamesRequest(NamedTuple):
-    """LISTXATTR: the names of the attributes of *inode*; with *size* 0 only how many bytes they take."""
-
-    inode: int
-    size: int
-
-
 class FrameError(ValueError):
     """A frame that is shorter than it says, or than its opcode needs."""
 
 
-def parse_head(frame: memoryview) -> Head:
-    """The head of a request."""
+# Each READ comes by here: plain tuples, since one with names takes as long again to make.
+
+
+def parse_head(frame: memoryview) -> tuple[int, int, int]:
+    """What tells one request from the other: opcode, unique, and the thread that it comes from.
+
+    That is 0 for a thread which is not in our PID namespace.
+    """
     if len(frame) < _IN_HEADER.size:
         raise FrameError(f"a frame of {len(frame)} bytes has no header")
-    head = Head._make(_IN_HEADER.unpack_from(frame))
-    if head.length != len(frame):
-        raise FrameError(f"a frame of {len(frame)} bytes says that it has {head.length}")
-    return head
-
-
-def caller_of(frame: memoryview) -> int:
-    """The thread that a request comes from; 0 where it is not in our PID namespace."""
-    caller: int = _CALLER.unpack_from(frame)[0]
-    return caller
+    length, opcode, unique, caller = _IN_HEADER.unpack_from(frame)
+    if length != len(frame):
+        raise FrameError(f"a frame of {len(frame)} bytes says that it has {length}")
+    return opcode, unique, caller
 
 
 def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
@@ -111,22 +78,24 @@ def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
     return layout.unpack_from(frame, _IN_HEADER.size)
 
 
-def parse_read(frame: memoryview) -> ReadRequest:
-    """The body of a READ."""
-    return ReadRequest._make(_body(_READ_IN, frame))
+def parse_read(frame: memoryview) -> tuple[int, int, int]:
+    """The body of a READ: of which open file (handle), from where (offset), how many bytes."""
+    handle, offset, size = _body(_READ_IN, frame)
+    return handle, offset, size
 
 
-def parse_seek(frame: memoryview) -> SeekRequest:
-    """The body of an LSEEK."""
+def parse_seek(frame: memoryview) -> tuple[int, int, int]:
+    """The body of an LSEEK: in which open file (handle), from where (offset), to what (whence)."""
     handle, offset, whence, _ = _body(_LSEEK_IN, frame)
-    return SeekRequest(handle, offset, whence)
+    return handle, offset, whence
 
 
-def parse_list_names(frame: memoryview) -> ListNamesRequest:
-    """A LISTXATTR, its header too."""
+def parse_list_names(frame: memoryview) -> tuple[int, int]:
+    """A LISTXATTR, its header too: whose names (inode), and how many bytes of them; 0 asks for their size."""
     if len(frame) < _NODE_ID_AND_GETXATTR_IN.size:
         raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
-    return ListNamesRequest._make(_NODE_ID_AND_GETXATTR_IN.unpack_from(frame))
+    inode, size = _NODE_ID_AND_GETXATTR_IN.unpack_from(frame)
+    return inode, size
 
 
 def parse_interrupt(frame: memoryview) -> int:

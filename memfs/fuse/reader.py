@@ -209,7 +209,10 @@ class _Server:
         self.requests = 0
         self.thread = 0
         self.reader = 0
+        self._caller = 0
         self._plane = plane
+        self._find = plane.handles.get
+        self._reply = plane.switch.reply
         self._turn = threading.Event()
         self._started = False
         self._lock = threading.Lock()
@@ -271,22 +274,22 @@ class _Server:
                 return
 
     def _answer(self, frame: memoryview) -> None:
-        head = frames.parse_head(frame)
-        opcode = head.opcode
+        opcode, unique, caller = frames.parse_head(frame)
         if opcode == _READ:
-            read = frames.parse_read(frame)
-            self._serve(head.unique, read.handle, self._read, read.offset, read.size)
+            handle, offset, size = frames.parse_read(frame)
+            self._caller = caller
+            self._serve(unique, handle, self._read, offset, size)
         elif opcode == _LSEEK:
-            seek = frames.parse_seek(frame)
-            self._serve(head.unique, seek.handle, self._seek, seek.offset, seek.whence)
+            handle, offset, whence = frames.parse_seek(frame)
+            self._serve(unique, handle, self._seek, offset, whence)
         elif opcode == _LISTXATTR:
             inode, size = frames.parse_list_names(frame)
             names = self._plane.attribute_names(inode)
-            self._plane.switch.reply(frames.list_names_reply(head.unique, names, size))
+            self._reply(frames.list_names_reply(unique, names, size))
         elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
             return
         elif opcode not in _FORGETS:
-            self._plane.switch.forward(head, frame)
+            self._plane.switch.forward(opcode, unique, frame)
 
     def _serve(
         self,
@@ -297,9 +300,9 @@ class _Server:
         argument: int,
     ) -> None:
         """Run *action* on the open file, and turn whatever goes wrong into an errno."""
-        file = self._plane.handles.get(handle)
+        file = self._find(handle)
         if file is None:
-            self._plane.switch.reply(frames.error_reply(unique, errno.EBADF))
+            self._reply(frames.error_reply(unique, errno.EBADF))
             return
         self._file = file
         self.unique = unique
@@ -307,10 +310,10 @@ class _Server:
             action(file, unique, offset, argument)
         except (MemfsError, OSError) as error:
             log.debug("%s", error)
-            self._plane.switch.reply(frames.error_reply(unique, errno_of(error)))
+            self._reply(frames.error_reply(unique, errno_of(error)))
         except Exception:
             log.exception("a request failed for no known reason")
-            self._plane.switch.reply(frames.error_reply(unique, errno.EIO))
+            self._reply(frames.error_reply(unique, errno.EIO))
         with self._lock:
             self.unique = 0
             self._file = None
@@ -339,9 +342,9 @@ class _Server:
             if whole is None:
                 self._copy(file, unique, offset, size)
                 return
-            self.reader = frames.caller_of(self._frame) if file.trail is None else 0
+            self.reader = self._caller if file.trail is None else 0
             frames.pack_reply_head(whole, _HEAD_AT, unique, size)
-            self._plane.switch.reply(whole[_HEAD_AT:])
+            self._reply(whole[_HEAD_AT:])
         finally:
             trace.leave()
 
@@ -356,7 +359,7 @@ class _Server:
         workspace = self._workspace
         size = file.source.read_into(offset, workspace.data[:size], workspace)
         frames.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
-        self._plane.switch.reply(workspace.whole[_HEAD_AT : HEADER_ROOM + size])
+        self._reply(workspace.whole[_HEAD_AT : HEADER_ROOM + size])
 
     def _splice(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
         workspace = self._workspace
@@ -380,7 +383,7 @@ class _Server:
                 trace.leave()
         else:
             raise OSError(errno.EINVAL, "no such whence")
-        self._plane.switch.reply(frames.seek_reply(unique, found))
+        self._reply(frames.seek_reply(unique, found))
 
 
 _READ = int(frames.Opcode.READ)

@@ -89,25 +89,25 @@ class Switch:
         """Begin to carry libfuse's replies to the device."""
         self._pump.start()
 
-    def forward(self, head: frames.Head, frame: memoryview) -> None:
+    def forward(self, opcode: int, unique: int, frame: memoryview) -> None:
         """Hand a request to libfuse, now or when there is room for its reply."""
         room = _SMALL_ROOM
-        if head.opcode in _LISTS:
+        if opcode in _LISTS:
             frames.limit_read_size(frame, _LIST_BYTES)
             room = _LIST_ROOM
-        elif head.opcode == frames.Opcode.INIT:
+        elif opcode == frames.Opcode.INIT:
             self._offered = frames.parse_init(frame)
-            self._init_unique = head.unique
-        elif head.opcode == frames.Opcode.OPEN:
-            self._opens.add(head.unique)
-        elif head.opcode == frames.Opcode.INTERRUPT:  # has no reply
+            self._init_unique = unique
+        elif opcode == frames.Opcode.OPEN:
+            self._opens.add(unique)
+        elif opcode == frames.Opcode.INTERRUPT:  # has no reply
             self._hand_over(frame)
             return
         with self._lock:
             if self._waiting or room > self._room:
-                self._waiting.append((head.unique, room, bytes(frame)))
+                self._waiting.append((unique, room, bytes(frame)))
                 return
-            self._take(head.unique, room)
+            self._take(unique, room)
         self._hand_over(frame)
 
     def _hand_over(self, frame: memoryview | bytes) -> None:

@@ -8,6 +8,7 @@ import enum
 import fcntl
 import mmap
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,20 +113,31 @@ _libc.process_vm_readv.argtypes = [
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
 
 
-def read_process(pid: int, address: int, into: memoryview) -> int:
-    """process_vm_readv(2): copy memory of *pid* from *address* on into *into*, which is writable.
+def read_process(pid: int, *parts: tuple[int, memoryview]) -> int:
+    """process_vm_readv(2): copy memory of *pid*, all *parts* of it from the same address space.
 
     Unlike a read of /proc/PID/mem it waits for a userfaultfd to supply a page, for ever if need be.
     It follows the pid: after an exec it reads the new program.
+
+    Args:
+        parts: addresses, and what the memory from there on is copied into, as much as that can hold.
 
     Returns:
         Bytes copied; short where the next page cannot be read.
     Raises:
         OSError: EFAULT where not even the first page can; ESRCH, EPERM.
     """
-    local = _IoVec(ctypes.addressof(ctypes.c_char.from_buffer(into)), len(into))
-    remote = _IoVec(address, len(into))
-    copied: int = _libc.process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0)
+    local: list[int] = []
+    remote: list[int] = []
+    for address, into in parts:
+        size = len(into)
+        local += ctypes.addressof(ctypes.c_char.from_buffer(into)), size
+        remote += address, size
+    count = len(parts)
+    vectors = f"={2 * count}Q"  # struct iovec: base length
+    copied: int = _libc.process_vm_readv(
+        pid, struct.pack(vectors, *local), count, struct.pack(vectors, *remote), count, 0
+    )
     if copied < 0:
         raise _os_error("process_vm_readv")
     return copied

@@ -128,7 +128,7 @@ def _find_call_address(pid: int, architecture: Architecture) -> int:
     begin = procfs.read_auxv(pid).get(_AT_SYSINFO_EHDR, 0)
     code = bytearray(_VDSO_BYTES)
     with contextlib.suppress(OSError):
-        length = read_process(pid, begin, memoryview(code))
+        length = read_process(pid, (begin, memoryview(code)))
         found = code.find(architecture.call_instruction, 0, length)
         if code.startswith(_ELF_MAGIC) and found >= 0:
             return begin + found

@@ -200,5 +200,5 @@ def _leave_critical_section(tid: int, registers: Registers, architecture: Archit
 
 def _peek(tid: int, address: int, size: int) -> bytes:
     buffer = bytearray(size)
-    read_process(tid, address, memoryview(buffer))
+    read_process(tid, (address, memoryview(buffer)))
     return bytes(buffer)

@@ -26,9 +26,9 @@ PASSTHROUGH = 1 << 37
 AUTO_INVAL_DATA = 1 << 12
 
 
-def request(opcode: int, unique: int, body: bytes) -> memoryview:
+def request(opcode: int, unique: int, body: bytes, caller: int = 1) -> memoryview:
     """struct fuse_in_header and a body."""
-    head = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 1, 0, 0, 1, 0, 0)
+    head = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 1, 2, 3, caller, 4, 5)
     return memoryview(bytearray(head + body))
 
 
@@ -55,10 +55,12 @@ def test_a_list_request_keeps_a_size_within_the_limit(size: int, limit: int) -> 
     assert frames.parse_read(frame) == (7, 0, min(size, limit))
 
 
-@given(U32, U64, U64, U64, U32)
-def test_a_read_request_is_read(opcode: int, unique: int, handle: int, offset: int, size: int) -> None:
-    frame = request(opcode, unique, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))
-    assert frames.parse_head(frame) == (len(frame), opcode, unique)
+@given(U32, U64, U32, U64, U64, U32)
+def test_a_read_request_is_read(
+    opcode: int, unique: int, caller: int, handle: int, offset: int, size: int
+) -> None:
+    frame = request(opcode, unique, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0), caller)
+    assert frames.parse_head(frame) == (opcode, unique, caller)
     assert frames.parse_read(frame) == (handle, offset, size)
 
 
