@@ -91,25 +91,3 @@ def test_a_reader_who_goes_back_sees_what_was_written_since(memfs: Mount, target
         for at in (0, _BEGUN + MIB):
             os.lseek(descriptor, at, os.SEEK_SET)
             _read_on(descriptor, target.mapping("private-full"), at, at + MIB)
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU: nothing to choose")
-def test_a_busy_reader_has_its_cpu_for_itself_and_who_answers_it(memfs: Mount, target: Target) -> None:
-    allowed = os.sched_getaffinity(0)
-    mine = {min(allowed)}
-    mapping = target.mapping("private-full")
-    os.sched_setaffinity(0, mine)
-    try:
-        with opened(memfs.vma(target.pid, mapping)) as descriptor:
-            while not {frozenset(mine), frozenset(allowed - mine)} <= _confined(memfs.daemon):
-                os.lseek(descriptor, 0, os.SEEK_SET)
-                _read_on(descriptor, mapping, 0, _SIZE)
-        while {frozenset(allowed)} != _confined(memfs.daemon):
-            os.sched_yield()
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-def _confined(pid: int) -> set[frozenset[int]]:
-    """The CPUs that its threads may use."""
-    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir(f"/proc/{pid}/task")}

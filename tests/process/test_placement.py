@@ -1,13 +1,23 @@
 """Two threads for one reader: beside it and elsewhere, for as long as it is so wished, on real CPUs."""
 
+import errno
 import os
+import queue
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
+from memfs.fuse.habits import ReadCounter
+from memfs.fuse.handles import Handles, OpenFile
+from memfs.fuse.options import SpliceMode
 from memfs.fuse.placement import Placement
+from memfs.fuse.reader import DataPlane
+from memfs.image.source import Workspace
+from memfs.image.text import Text
 from memfs.linux.procfs import read_last_cpu
 
 _ALL = os.sched_getaffinity(0)
@@ -107,3 +117,89 @@ def test_a_thread_that_has_ended_is_no_error(helper: int) -> None:
             pass
         placement.arrange(reader, ended, helper)
         assert os.sched_getaffinity(helper) == _ALL
+
+
+_READ = 15  # enum fuse_opcode
+_BLOCK = 1 << 20
+
+
+class _Endless(Text):
+    """Bytes without number that cost nothing to read, and that never change."""
+
+    def __init__(self) -> None:
+        super().__init__(b"")
+        self.size_bytes = 1 << 60
+        self.keeps = True
+
+    def read_into(self, offset: int, view: memoryview, workspace: Workspace) -> int:  # noqa: ARG002 a Source's
+        return len(view)
+
+
+class _Device:
+    """Stands for the switch and for the device: what comes from the kernel, and what goes back to it."""
+
+    device = -1
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._position = 0
+
+    def readv(self, _: int, room: Sequence[memoryview]) -> int:
+        request = self._requests.get()
+        if not request:
+            raise OSError(errno.ENODEV, "unmounted")
+        room[0][: len(request)] = request
+        return len(request)
+
+    def reply(self, frame: memoryview) -> None:
+        self._replies.put(len(frame))
+
+    def read(self, handle: int) -> None:
+        """READ what comes next in an open file, for the thread that calls."""
+        caller = threading.get_native_id()
+        request = struct.pack("=IIQ16xI4x", 80, _READ, 2, caller)
+        request += struct.pack("=QQI20x", handle, self._position, _BLOCK)
+        self._position += _BLOCK
+        self._requests.put(request)
+        assert self._replies.get(timeout=30) == 16 + _BLOCK
+
+    def end(self) -> None:
+        """The file system is unmounted."""
+        self._requests.put(b"")
+
+
+def test_a_busy_reader_is_served_beside_it_and_read_ahead_for_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, handles, ended = _Device(), Handles(), threading.Event()
+    monkeypatch.setattr(os, "readv", device.readv)
+    plane = DataPlane(
+        device,  # type: ignore[arg-type] all that it uses
+        handles,
+        splice=SpliceMode.OFF,
+        latency=None,
+        attribute_names=lambda _: b"",
+        on_end=ended.set,
+    )
+    number = handles.add(OpenFile(_Endless(), ReadCounter(b"dd", uses_cache=False)))
+    plane.start()
+    cpu = min(_ALL)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        arranged = {cpu}, _ALL - {cpu}
+        deadline = time.monotonic() + 30
+        while (_cpus(plane.leader.thread), _cpus(plane.ahead.thread)) != arranged:
+            assert time.monotonic() < deadline
+            device.read(number)
+        while _cpus(plane.leader.thread) != _ALL or _cpus(plane.ahead.thread) != _ALL:
+            assert time.monotonic() < deadline
+    finally:
+        os.sched_setaffinity(0, _ALL)
+        device.end()
+    assert ended.wait(30)
+
+
+def _cpus(thread: int) -> set[int]:
+    """Those that a thread may use; a number of 0 would mean this one."""
+    return set(os.sched_getaffinity(thread)) if thread else set()
