@@ -2,8 +2,8 @@
 
 A reader and the thread that answers it work by turns: one CPU is enough for both, and nowhere is it
 quicker to change between them. But whoever reads ahead is often woken while the reader waits, so that its
-CPU looks idle; put there, he makes it wait for every chunk that he reads. The kernel leaves threads
-where they are, so this lasts for as long as the reader goes on.
+CPU looks idle; put there, he makes it wait for every chunk that he reads. To move him away once does not
+help for long, so this lasts for as long as the reader goes on.
 """
 
 import contextlib
@@ -24,11 +24,12 @@ class Placement:
     def arrange(self, reader: int, server: int, helper: int) -> None:
         """Keep thread *server* on the CPU where thread *reader* ran last, and *helper* on the others.
 
-        They are left alone where we may use no CPU but that one, or may not use it.
+        They are left alone where we may use no CPU but that one, or may not use it, and where the reader
+        has gone or cannot be seen (hidepid, proc(5)).
         """
         try:
             cpu = read_last_cpu(reader)
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError:
             self.undo()
             return
         if self._arranged == (cpu, server, helper):

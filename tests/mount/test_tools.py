@@ -6,12 +6,12 @@ import mmap
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mount.kinds import CONTENT_KINDS
-from mount.mounted import MIB, Mount, check, mounts_on, opened, run, wrong
+from mount.mounted import LIMIT_SECONDS, MIB, Mount, check, mounted, mounts_on, opened, run, wrong
 from support.held import HeldMapping
 from support.pattern import PAGE
 from support.target import Target
@@ -29,6 +29,14 @@ RANGES = [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (12345, 300_001), (MIB - 5
 """Offset and length: aligned or not, inside a page, over its edge, over the edge of a request."""
 
 Reader = Callable[[Path, int], bytes]
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def either_memfs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount that splices, and one that copies: all tools read them, one after the other."""
+    directory = tmp_path_factory.mktemp("tools")
+    with mounted(directory, f"splice={request.param}", limit_seconds=4 * LIMIT_SECONDS) as mount:
+        yield mount
 
 
 def _one_by_one(memfs: Mount, holder: Target, read: Reader) -> None:

@@ -11,11 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mount.mounted import MEMFS, Mount, check, opened, wrong
+from mount.mounted import LIMIT_SECONDS, MEMFS, Mount, check, mounted, opened, wrong
 from support.target import Target
 
 
-@pytest.fixture(params=["live", "snapshot"])
+@pytest.fixture(scope="module")
+def memfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount, from which all tools read, one after the other."""
+    with mounted(tmp_path_factory.mktemp("tools"), limit_seconds=4 * LIMIT_SECONDS) as mount:
+        yield mount
+
+
+@pytest.fixture(scope="module", params=["live", "snapshot"])
 def vmas(request: pytest.FixtureRequest, memfs: Mount, holder: Target) -> Iterator[Path]:
     """The directory with the files of all kinds of mapping."""
     if request.param == "live":
@@ -27,7 +34,7 @@ def vmas(request: pytest.FixtureRequest, memfs: Mount, holder: Target) -> Iterat
     snapshot.rmdir()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def files(vmas: Path, holder: Target) -> dict[str, Path]:
     """Those files, by the kind of the mapping that each shows."""
     names = {int(name.partition("-")[0], 16): name for name in os.listdir(vmas)}

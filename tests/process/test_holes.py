@@ -110,6 +110,23 @@ def test_a_guard_region_is_a_hole_that_a_copier_comes_over(tmp_path: Path, kind:
             assert opened.read(guard) == bytes(guard.length)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_what_a_process_has_read_of_a_file_is_the_files(tmp_path: Path, reader: Reader) -> None:
+    """A page that is only read is in the page tables too: it makes no data of a hole, and is no copy."""
+    with Target("file-sparse", directory=tmp_path) as target:
+        (mapping,) = target.mappings
+        hole, data = mapping.holes[0], mapping.data[0]
+        for span in (hole, data):
+            target.touch(span.start, 4 * PAGE)
+        assert tuple(target.mappings[0].touched)
+        with reader.open(target.pid, mapping.span) as opened:
+            assert tuple(opened.data_spans(mapping.span)) == mapping.data
+            source, workspace = opened.source, opened.workspace
+            start = data.start - source._span.start
+            pieces = source.pieces(memfs_span.Span(start, start + 4 * PAGE), workspace)
+            assert source._space.mem not in {piece.fd for piece in pieces}
+
+
 def test_pages_given_back_become_holes(tmp_path: Path) -> None:
     with Target("private-full", directory=tmp_path) as target:
         mapping = target.mapping("private-full")

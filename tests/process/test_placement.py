@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 
+from memfs.fuse import placement as module
 from memfs.fuse.habits import ReadCounter
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.options import SpliceMode
@@ -84,7 +86,24 @@ def test_they_follow_the_reader_and_only_those_in_use_are_held(server: int, help
         placement.undo()
 
 
-def test_without_the_reader_the_kernel_chooses(server: int, helper: int) -> None:
+@pytest.mark.parametrize("error", [ProcessLookupError, FileNotFoundError, PermissionError])
+def test_without_a_reader_to_be_seen_the_kernel_chooses(
+    server: int, helper: int, error: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement = Placement()
+    with _thread(min(_ALL)) as reader:
+        placement.arrange(reader, server, helper)
+    assert os.sched_getaffinity(server) != _ALL
+
+    def fail(_: int) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(module, "read_last_cpu", fail)
+    placement.arrange(reader, server, helper)
+    assert os.sched_getaffinity(server) == os.sched_getaffinity(helper) == _ALL
+
+
+def test_a_reader_that_has_ended_has_no_cpu(server: int, helper: int) -> None:
     placement = Placement()
     with _thread(min(_ALL)) as reader:
         placement.arrange(reader, server, helper)
