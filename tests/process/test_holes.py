@@ -125,6 +125,9 @@ def test_what_a_process_has_read_of_a_file_is_the_files(tmp_path: Path, reader: 
             start = data.start - source._span.start
             pieces = source.pieces(memfs_span.Span(start, start + 4 * PAGE), workspace)
             assert source._space.mem not in {piece.fd for piece in pieces}
+            region = source._space.region_at(mapping.start)
+            assert region is not None
+            assert not source.has_own_pages(region, workspace.scanner)
 
 
 def test_pages_given_back_become_holes(tmp_path: Path) -> None:
