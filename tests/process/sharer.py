@@ -7,6 +7,7 @@ of SEED by address. Files of two fresh tmpfs have the same inode numbers. It pri
 inode numbers) and obeys:
 
     share          make the child; answers its pid
+    fork           make a copy of this process, with other bytes in its private memory; answers its pid
     exec           become this program with another seed: same addresses, same inode numbers, other bytes
     reap PID       wait for a child, unless that was done
 
@@ -76,6 +77,21 @@ class Sharer:
         if child < 0:
             raise OSError(ctypes.get_errno(), "clone")
         return {"sharer": child}
+
+    def do_fork(self) -> Answer:
+        """A child with memory of its own, and other bytes in it; it ends with stdin."""
+        ready, written = os.pipe()
+        child = os.fork()
+        if child == 0:
+            kernel.poke(ADDRESS, fill(ADDRESS, LENGTH, self._seed + 1))
+            os.write(written, b"1")
+            os.read(0, 1)
+            os._exit(0)
+        os.close(written)
+        if not os.read(ready, 1):
+            raise OSError("the child has failed")
+        os.close(ready)
+        return {"fork": child}
 
     def do_exec(self) -> Answer:
         """Become the next program."""

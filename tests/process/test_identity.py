@@ -16,6 +16,7 @@ from support.target import Target
 from unit.ways import WAYS, Way
 
 from memfs.errors import MemfsError, NoSuchEntry, TargetExited, TargetReplaced
+from memfs.linux.syscalls import read_process
 from memfs.target.identity import Identity, ProcessHandle, identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
 
@@ -160,6 +161,27 @@ def test_old_memory_kept_alive_by_a_sharer_gives_old_bytes_or_none(
             with pytest.raises(TargetReplaced):
                 each.read(span, way)
             each.__exit__(None, None, None)
+
+
+def test_a_fork_with_the_number_of_its_dead_parent_is_not_taken_for_it(tmp_path: Path) -> None:
+    """It has the random bytes of its parent, whose memory a sharer keeps alive. The number is only said."""
+    script = str(Path(__file__).with_name("sharer.py"))
+    with Child(script, str(OLD), str(tmp_path)) as child:
+        span = Span(*child.hello["spans"][0])
+        with AddressSpace(identify(child.pid), VmaFlagsCache(), memory=True) as space:
+            sharer, fork = child.ask("share")["sharer"], child.ask("fork")["fork"]
+            try:
+                os.kill(child.pid, signal.SIGKILL)
+                child.reap()
+                content = memoryview(bytearray(span.length))
+                assert read_process(fork, (span.start, content)) == span.length
+                assert content == fill(span.start, span.length, NEW)
+                space.identity = Identity(fork, space.identity.start_ticks)
+                assert space.read_present(span.start, content)
+                assert content == fill(span.start, span.length, OLD)
+            finally:
+                os.kill(sharer, signal.SIGKILL)
+                os.kill(fork, signal.SIGKILL)
 
 
 _LATE_READER = """
