@@ -228,6 +228,25 @@ def is_image(image: Path, source: Path) -> bool:
     return filecmp.cmp(image, source, shallow=False) if source.is_file() else same_trees(image, source)
 
 
+@contextlib.contextmanager
+def scattered(
+    memfs: Mount, directory: Path, written: range, hole: range = range(0)
+) -> Iterator[tuple[Path, Path]]:
+    """A mapping of 16 MiB in two snapshots, between which a page was written at each of *written*.
+
+    Before that *hole* was given back.
+    """
+    with Target("private-full", directory=directory, size=16 * MIB) as target:
+        mapping = target.mapping("private-full")
+        name = f"vmas/{memfs.vma(target.pid, mapping).name}"
+        if hole:
+            target.madvise(mapping.start + hole.start, len(hole), "dontneed")
+        one = take(memfs, target.pid, "one") / name
+        for at in written:
+            target.write(mapping.start + at, PAGE, 8)
+        yield one, take(memfs, target.pid, "two") / name
+
+
 @parts
 def test_a_killed_update_leaves_the_old_image_or_is_finished_by_the_next_copy(
     memfs: Mount, images: Path, tmp_path: Path, part: str
@@ -255,14 +274,8 @@ def test_who_is_killed_while_he_makes_room_leaves_an_image_that_can_be_brought_u
 ) -> None:
     """To reserve blocks moves the time of the image, by which its mark knows it. XFS makes a clone."""
     image = images / "image"
-    with Target("private-full", directory=tmp_path, size=16 * MIB) as target:
-        mapping = target.mapping("private-full")
-        name = f"vmas/{memfs.vma(target.pid, mapping).name}"
-        target.madvise(mapping.start + 8 * MIB, 8 * MIB, "dontneed")
-        one = take(memfs, target.pid, "one") / name
-        for at in range(10 * MIB, 16 * MIB, 64 * PAGE):
-            target.write(mapping.start + at, PAGE, 8)
-        two = take(memfs, target.pid, "two") / name
+    hole = range(8 * MIB, 16 * MIB)
+    with scattered(memfs, tmp_path, range(10 * MIB, 16 * MIB, 64 * PAGE), hole) as (one, two):
         check(MEMFS, "copy", one, image)
         update = [MEMFS, "copy", "--since", "one", two, image]
         killed = run("strace", "-f", "-qq", "-e", "inject=fallocate:signal=KILL:when=4", *update)
@@ -337,13 +350,7 @@ def test_an_image_whose_blocks_another_file_shares_is_not_written_into_a_full_di
     memfs: Mount, images: Path, tmp_path: Path
 ) -> None:
     image = images / "image"
-    with Target("private-full", directory=tmp_path, size=16 * MIB) as target:
-        mapping = target.mapping("private-full")
-        name = f"vmas/{memfs.vma(target.pid, mapping).name}"
-        one = take(memfs, target.pid, "one") / name
-        for at in range(0, mapping.length, 16 * PAGE):
-            target.write(mapping.start + at, PAGE, 8)
-        two = take(memfs, target.pid, "two") / name
+    with scattered(memfs, tmp_path, range(0, 16 * MIB, 16 * PAGE)) as (one, two):
         check(MEMFS, "copy", one, image)
         check("cp", "--reflink=always", image, images / "backup")
         # 256 spans are too many for a clone. Their journal has room, and what must be copied has not.
