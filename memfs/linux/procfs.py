@@ -246,10 +246,15 @@ class Stat:
         )
 
 
+def _fields_from_state(text: bytes) -> list[bytes]:
+    """Those from field 3 of proc(5) on."""
+    return text[text.rindex(b")") + 2 :].split()
+
+
 def parse_stat(text: bytes) -> Stat:
     """The line of ``/proc/PID/stat``. The name may hold any byte, brackets and newlines too."""
     opening, closing = text.index(b"("), text.rindex(b")")
-    fields = text[closing + 2 :].split()
+    fields = _fields_from_state(text)
     return Stat(
         pid=int(text[:opening]),
         comm=text[opening + 1 : closing],
@@ -282,8 +287,7 @@ def read_last_cpu(tid: int) -> int:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such thread.
     """
-    text = read_file(f"/proc/{tid}/stat")
-    return int(text[text.rindex(b")") + 2 :].split()[36])
+    return int(_fields_from_state(read_file(f"/proc/{tid}/stat"))[36])
 
 
 @attrs.frozen
