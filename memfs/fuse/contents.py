@@ -39,6 +39,9 @@ REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 USE_XATTRS = frozenset(XATTR_PREFIX + name for name in (b"rss", b"swap", b"flags"))
 """Extended attributes that only smaps tells."""
 
+_WATCHED_BYTES = 16 << 20
+"""Files from this size on are likely to be read in long pieces: worth a watch for an exec."""
+
 _SELF = Fixed(Name.SELF)
 
 
@@ -96,7 +99,8 @@ class Contents:
         raise IsADirectoryError(errno.EISDIR, "it is no regular file")
 
     def _open_memory(self, owner: Owner, node: VmaNode | None) -> Source:
-        space = self.space(owner, memory=True)
+        watched = node is None or node.end - node.start >= _WATCHED_BYTES
+        space = self.space(owner, memory=True, watched=watched)
         try:
             if node is None:
                 return Memory(space, space.layout(), Span(0, space.end()), flat=True)
@@ -149,8 +153,10 @@ class Contents:
             return {SNAPSHOT_XATTR: self._snapshots.get(node.owner).mark}
         return {}
 
-    def space(self, owner: Owner, *, memory: bool = False) -> Space:
+    def space(self, owner: Owner, *, memory: bool = False, watched: bool = False) -> Space:
         """The address space of a process or a snapshot, which the caller closes.
+
+        With *watched*, long reads of it are faster, see :class:`AddressSpace`.
 
         Raises:
             NoSuchEntry: it has ended, or was let go.
@@ -159,7 +165,9 @@ class Contents:
         if isinstance(owner, SnapshotId):
             return self._snapshots.get(owner).open()
         try:
-            return AddressSpace(owner, self._flags, memory=memory, own_device=self.own_device)
+            return AddressSpace(
+                owner, self._flags, memory=memory, watched=watched, own_device=self.own_device
+            )
         except TargetExited as error:
             # Nothing is open yet: for who comes by name, a process that has ended is not there.
             raise NoSuchEntry(error.sentence) from None

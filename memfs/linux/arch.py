@@ -21,6 +21,7 @@ class Call(enum.Enum):
 
     CLONE = enum.auto()
     CLOSE_RANGE = enum.auto()
+    PRCTL = enum.auto()
     SETSID = enum.auto()
     WAIT4 = enum.auto()
 
@@ -48,6 +49,7 @@ class Architecture:
 
     Attributes:
         name: as uname(2) has it.
+        machine: its AUDIT_ARCH_* (``<linux/audit.h>``): how its native system calls are entered.
         call_instruction: the bytes of the instruction that enters the kernel.
         numbers: of the system calls.
         resumable: numbers of the calls that fail with EINTR when a thread was stopped and no signal
@@ -57,6 +59,8 @@ class Architecture:
         is_native: whether the registers are those of a thread in 64-bit mode.
         prepare: set the registers up for a call, given the address of a call instruction, the number
             and up to six arguments. The kernel must not take it for one that it should restart.
+        arguments: the six that a call would have with these registers.
+        cancel: turn a call whose entry the thread stands at into none; it returns ENOSYS.
         result: what a call returned, an errno as a negative number.
         call_number: of the call that the thread was in when it was stopped; -1 for none.
         rewind: back to the instruction by which the thread entered the call.
@@ -64,12 +68,15 @@ class Architecture:
     """
 
     name: str
+    machine: int
     call_instruction: bytes
     numbers: dict[Call, int]
     resumable: frozenset[int]
     registers: type[Registers]
     is_native: Callable[[Registers], bool]
     prepare: Callable[[Registers, int, int, Sequence[int]], None]
+    arguments: Callable[[Registers], tuple[int, ...]]
+    cancel: Callable[[Registers], None]
     result: Callable[[Registers], int]
     call_number: Callable[[Registers], int]
     rewind: Callable[[Registers], None]
@@ -101,6 +108,14 @@ def _x86_prepare(registers: Registers, at: int, number: int, arguments: Sequence
         setattr(registers, name, value & _WORD)
 
 
+def _x86_arguments(registers: Registers) -> tuple[int, ...]:
+    return tuple(getattr(registers, name) for name in _X86_ARGUMENTS)
+
+
+def _x86_cancel(registers: Registers) -> None:
+    registers.orig_rax = _WORD  # syscall_trace_enter, arch/x86 and kernel/entry/common.c: no such call
+
+
 def _x86_result(registers: Registers) -> int:
     return _signed(registers.rax)
 
@@ -124,9 +139,10 @@ def _x86_jump(registers: Registers, to: int) -> None:
 
 X86_64 = Architecture(
     name="x86_64",
+    machine=0xC000_003E,  # AUDIT_ARCH_X86_64
     call_instruction=b"\x0f\x05",
     # arch/x86/entry/syscalls/syscall_64.tbl
-    numbers={Call.CLONE: 56, Call.WAIT4: 61, Call.SETSID: 112, Call.CLOSE_RANGE: 436},
+    numbers={Call.CLONE: 56, Call.WAIT4: 61, Call.SETSID: 112, Call.PRCTL: 157, Call.CLOSE_RANGE: 436},
     resumable=frozenset(
         (
             0, 1, 17, 18, 19, 20, 295, 296, 327, 328,  # read, write, and their vectors and offsets
@@ -140,6 +156,8 @@ X86_64 = Architecture(
     registers=X86Registers,
     is_native=_x86_is_native,
     prepare=_x86_prepare,
+    arguments=_x86_arguments,
+    cancel=_x86_cancel,
     result=_x86_result,
     call_number=_x86_call_number,
     rewind=_x86_rewind,

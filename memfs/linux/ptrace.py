@@ -31,6 +31,7 @@ class _Request(enum.IntEnum):
     PEEKSIGINFO = 0x4209
     GETSIGMASK = 0x420A
     SETSIGMASK = 0x420B
+    GET_SYSCALL_INFO = 0x420E
     GET_RSEQ_CONFIGURATION = 0x420F
     SET_SYSCALL_USER_DISPATCH_CONFIG = 0x4210
     GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
@@ -58,6 +59,33 @@ class Event(enum.IntEnum):
     STOP = 128
 
 
+class CallStop(enum.IntEnum):
+    """Where in a system call a thread stands: ``PTRACE_SYSCALL_INFO_*``."""
+
+    NONE = 0
+    ENTRY = 1
+    EXIT = 2
+    SECCOMP = 3
+
+
+class CallInfo(NamedTuple):
+    """What the kernel says of the system call that a thread stands in.
+
+    Attributes:
+        machine: ``AUDIT_ARCH_*`` (``<linux/audit.h>``): by which of the machine's entries it came.
+        program_counter: the address behind the instruction that entered the kernel.
+        number, arguments: of the call, at its entry; six arguments.
+        result: of the call, at its exit; an errno as a negative number.
+    """
+
+    stop: CallStop
+    machine: int
+    program_counter: int
+    number: int = -1
+    arguments: tuple[int, ...] = ()
+    result: int = 0
+
+
 class RegisterSet(enum.IntEnum):
     """``NT_*`` (``<elf.h>``), as they are in a core file too."""
 
@@ -81,7 +109,8 @@ class Status(NamedTuple):
 
 
 _CALL_STOP = signal.SIGTRAP | 0x80
-_WALL = 0x4000_0000
+WAIT_ALL = 0x4000_0000
+"""``__WALL``: children too that were made by clone(2) with another exit signal than SIGCHLD."""
 _REGISTER_SET_ROOM = 1 << 14  # an XSAVE area with AMX tiles takes 11 KiB
 _SIGNAL_SET_BYTES = 8
 _SIGINFO_BYTES = 128
@@ -154,6 +183,32 @@ def event_message(tid: int) -> int:
     message = ctypes.c_ulong()
     _ptrace(_Request.GETEVENTMSG, tid, 0, ctypes.addressof(message))
     return message.value
+
+
+# struct ptrace_syscall_info (<linux/ptrace.h>): op arch instruction_pointer stack_pointer; then, at an
+# entry, nr args[6], and at an exit, rval is_error
+_CALL_INFO_HEAD = struct.Struct("=B3xIQQ")
+_CALL_INFO_ENTRY = struct.Struct("=7Q")
+_CALL_INFO_EXIT = struct.Struct("=qB")
+_CALL_INFO_BYTES = 128
+
+
+def get_call_info(tid: int) -> CallInfo:
+    """The system call that a thread stands in which stopped with Event.CALL (Linux 5.3).
+
+    Raises:
+        ProcessLookupError: it does not stand still, it was killed.
+    """
+    buffer = ctypes.create_string_buffer(_CALL_INFO_BYTES)
+    _ptrace(_Request.GET_SYSCALL_INFO, tid, _CALL_INFO_BYTES, ctypes.addressof(buffer))
+    stop, machine, program_counter, _ = _CALL_INFO_HEAD.unpack_from(buffer)
+    if stop == CallStop.ENTRY:
+        number, *arguments = _CALL_INFO_ENTRY.unpack_from(buffer, _CALL_INFO_HEAD.size)
+        return CallInfo(CallStop.ENTRY, machine, program_counter, number, tuple(arguments))
+    if stop == CallStop.EXIT:
+        result, _ = _CALL_INFO_EXIT.unpack_from(buffer, _CALL_INFO_HEAD.size)
+        return CallInfo(CallStop.EXIT, machine, program_counter, result=result)
+    return CallInfo(CallStop(stop), machine, program_counter)
 
 
 def get_registers(tid: int, layout: type[Registers]) -> Registers:
@@ -255,7 +310,7 @@ def wait(tid: int, deadline: float) -> Status:
         ChildProcessError: it is no tracee of ours.
     """
     while True:
-        found, status = os.waitpid(tid, _WALL | os.WNOHANG)
+        found, status = os.waitpid(tid, WAIT_ALL | os.WNOHANG)
         if found:
             break
         left = deadline - time.monotonic()

@@ -68,6 +68,11 @@ class Aside:
             source.close()
         self._workspace.close()
 
+    @property
+    def prepared_bytes(self) -> int:
+        """How much :meth:`take` has to copy, if nothing changes until then."""
+        return sum(extent.size for _, extents in self._extents.values() for extent in extents)
+
     def prepare(self, wanted: list[Wanted], layout: Layout, *, limited: bool) -> None:
         """Copy *wanted* in advance, in that order; what goes beyond the limit is left out."""
         for one in wanted:

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
 import signal
 import socket
 
@@ -15,6 +16,7 @@ from memfs.errors import CannotFreeze
 from memfs.snapshot.worker import work
 
 _FIRST_FREE = 3
+_END_S = 5.0
 _PR_SET_NAME = 15  # <linux/prctl.h>
 _NAME = b"snapshot-worker"
 """Not after the daemon: `pkill memfs` must not tear a worker away from a process that it has just stopped."""
@@ -54,10 +56,18 @@ class ForkServer:
         return ours
 
     def close(self) -> None:
-        """End it; returns when all workers have let go. Their channels must be closed."""
+        """End it; returns when all workers have let go, or in some seconds. Their channels must be closed.
+
+        A worker whose process cannot be stopped now, or that waits for a dead file server, ends later.
+        """
         self._channel.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            ended = os.pidfd_open(self._pid)
+            try:
+                if select.select([ended], [], [], _END_S)[0]:
+                    os.waitpid(self._pid, 0)
+            finally:
+                os.close(ended)
 
 
 def _serve(channel: socket.socket) -> None:

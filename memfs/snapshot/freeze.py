@@ -11,29 +11,40 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
-from memfs.errors import CannotFreeze, MemfsError, TargetExited
+from memfs.errors import CannotFreeze, TargetExited
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
-from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Request
+from memfs.snapshot.reap import reap
+from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork
+from memfs.target.access import may_trace_all
+from memfs.target.bounded import BoundedLooks, read_memory
+from memfs.target.callsite import find_call_address
 from memfs.target.identity import Identity, ProcessHandle, identify
-from memfs.target.injection import Killed
 from memfs.target.layout import Device, Kind, Layout, Region
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
 from memfs.target.record import ProcessRecord, ThreadRecord
 from memfs.target.stopped import StoppedProcess
+from memfs.target.tracee import Tracee
 
-_PATIENCE_S = 1.0
-_REAP_STOP_S = 0.05
 _FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
 _TOO_MUCH = "and more than snapshot_copy allows"
-_PATIENCE_S_PER_BYTE = 0.1 / (1 << 30)
-"""Of a fork: ten times what it took where it was measured (docs/performance.md)."""
+
+_CALL_S = 1.0
+_CALL_S_PER_BYTE = 0.1 / (1 << 30)
+"""How long a step of a fork may take: ten times what it took where it was measured (docs/performance.md)."""
+_LOOK_S = 10.0
+_LOOK_S_PER_BYTE = 1.0 / (1 << 30)
+"""How long all looks may take before the stop, and after it."""
+_STOPPED_LOOK_S = 1.0
+"""The same while it stands still."""
+_COPY_S_PER_BYTE = 4.0 / (1 << 30)
+"""How long copying may take meanwhile: twenty times what it took."""
 
 
 class Freezing:
-    """One attempt at a snapshot of one process."""
+    """One attempt at a snapshot of one process. What looks into the process runs in a bounded thread."""
 
     def __init__(self, request: Request) -> None:
         """Take hold of the process.
@@ -48,15 +59,11 @@ class Freezing:
         self._request = request
         self._architecture: Architecture = architecture
         self._pid = request.identity.pid
-        self._flags = VmaFlagsCache()
         self._handle = ProcessHandle(request.identity)
-        self._space = AddressSpace(request.identity, self._flags, memory=True, own_device=request.own_device)
-        self._aside = Aside(self._space, request.copy_bytes)
+        self._looks = BoundedLooks(self._pid)
+        self._stopped: StoppedProcess | None = None
+        self._copy: Tracee | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
-        self._maps_text = b""
-        self._layout = Layout(())
-        self._copy: int | None = None
-        self._unreaped = 0
         self._marks: list[int] = []
         self._taken_ns = 0
 
@@ -67,102 +74,127 @@ class Freezing:
             TargetBusy: it cannot be stopped now.
             MemfsError: it cannot be frozen.
         """
-        pid = self._pid
-        process = _read_process(self._space, self._request.identity)
-        owner = procfs.read_status(pid)
-        known = self._flags.pin(self._request.identity)
+        resident_bytes = procfs.read_status(self._pid).resident_bytes
+        patience_s = _LOOK_S + resident_bytes * _LOOK_S_PER_BYTE
+        self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
-            fork.ensure_possible(pid)
-        self._prepare(known)
-        self._stop_and_copy(_PATIENCE_S + owner.resident_bytes * _PATIENCE_S_PER_BYTE)
-        frozen = self._describe(process, owner, known)
+            fork.ensure_possible(self._pid)
+        self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+        frozen = self._looks.run(self._describe, patience_s)
         self._aside.close()
         return frozen, self._aside.fd
 
     def let_go(self) -> bool:
-        """Take the copy back; returns whether nothing of it is left."""
-        copy, self._copy = self._copy, None
-        if copy is not None:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                self._unreaped = procfs.read_thread_status(copy, copy).inner_number
-            fork.end(copy)
-        if self._unreaped and self._reap(self._unreaped):
-            self._unreaped = 0
-        return not self._unreaped
-
-    def _reap(self, number: int) -> bool:
-        """Have some thread of the process reap its child *number*."""
-        for tid in _thread_ids(self._pid):
-            stopped = StoppedProcess(self._pid, self._architecture, time.monotonic() + _REAP_STOP_S)
-            try:
-                self._handle.ensure_same()
-                stopped.stop(tid)
-                self._handle.ensure_same()
-                fork.reap_copy(stopped, _PATIENCE_S, number)
-            except ChildProcessError:
-                return True
-            except (MemfsError, OSError, Killed):
-                continue
-            finally:
-                stopped.release()
+        """Take the copy back; returns whether nothing of it is left, and no thread is still to be let go."""
+        stopped = self._stopped
+        if stopped is None:
             return True
-        return self._handle.exited  # then it goes to init, as every orphan does
+        if stopped.keeps:
+            stopped.release()
+        if self._copy is not None:
+            self._copy.end()
+            stopped.unreaped.append(self._copy.inner_number)
+            self._copy = None
+        while not stopped.keeps and stopped.unreaped:
+            reaping = Reaping(self._request.identity, stopped.unreaped[-1])
+            if not reap(reaping, self._handle, self._architecture, self._looks):
+                return False
+            stopped.unreaped.pop()
+        return not stopped.keeps
 
-    def _prepare(self, known: VmaFlags) -> None:
+    def _prepare(self) -> None:
+        request = self._request
+        flags = VmaFlagsCache()
+        self._space = AddressSpace(
+            request.identity, flags, memory=True, watched=True, own_device=request.own_device
+        )
+        self._flags = flags
+        self._process = _read_process(self._space, request.identity)
+        self._owner = procfs.read_status(self._pid)
+        self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
         self._layout = layout = self._space.layout_of(self._maps_text)
-        wanted = list(_wanted(layout, known))
+        wanted = list(_wanted(layout, self._known))
         # What would be lost comes before what would only stay live, and the small before the large.
         wanted.sort(key=lambda one: (one.region.kind is Kind.SHARED, one.region.span.size))
+        self._aside = Aside(self._space, request.copy_bytes)
         self._aside.prepare(wanted, layout, limited=True)
-        if self._request.copy_all:
-            self._aside.prepare(list(_all_private(layout, known)), layout, limited=False)
+        if request.copy_all:
+            self._aside.prepare(list(_all_private(layout, self._known)), layout, limited=False)
 
     def _stop_and_copy(self, patience_s: float) -> None:
         stopped = StoppedProcess(self._pid, self._architecture, time.monotonic() + self._request.stop_s)
+        self._stopped = stopped
         _come_first(True)
+        self._looks.run(lambda: _come_first(True), _LOOK_S)
         self._mark()
         try:
             stopped.stop()
-            self._space.ensure_same_program()
             self._taken_ns = time.time_ns()
             self._mark()
             self._threads = stopped.record()
-            self._look_again()
+            call_address = self._looks.run(lambda: self._look_again(stopped), _STOPPED_LOOK_S)
             self._mark()
-            self._aside.take(self._layout)
+            if self._aside.prepared_bytes:
+                copy_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
+                self._looks.run(lambda: self._aside.take(self._layout), copy_s)
             self._mark()
             if not self._request.copy_all:
-                self._copy = fork.fork_copy(stopped, patience_s)
+                means = fork.Means(call_address, self._peek, patience_s)
+                self._copy = fork.fork_copy(stopped, means, hide=may_trace_all())
             self._mark()
         finally:
             stopped.release()
             _come_first(False)
         self._mark()
 
-    def _look_again(self) -> None:
-        """See what is mapped. Mostly that is what was mapped before: 60,000 lines take 150 ms to parse."""
+    def _peek(self, address: int, size_bytes: int) -> bytes:
+        return self._looks.peek(address, size_bytes, _STOPPED_LOOK_S)
+
+    def _look_again(self, stopped: StoppedProcess) -> int:
+        """See what is mapped, and where the process can be made to run a call; returns that address.
+
+        Mostly what is mapped is what was mapped before: 60,000 lines take 150 ms to parse.
+        """
+        self._handle.ensure_same()
+        if self._space.is_watched or not may_trace_all():
+            self._space.ensure_same_program()
+        else:
+            # Whether it ran exec meanwhile cannot be told for certain. What it has now, it keeps.
+            self._space.close()
+            self._prepare()
         text = self._space.maps_text()
         if text != self._maps_text:
             self._maps_text = text
             self._layout = self._space.layout_of(text)
+        if self._request.copy_all:
+            return 0
+        return find_call_address(
+            self._pid,
+            self._architecture,
+            stopped.registers.values(),
+            (region.mapping for region in self._layout.regions),
+            lambda address, size_bytes: read_memory(self._pid, address, size_bytes),
+        )
 
     def _mark(self) -> None:
         self._marks.append(time.monotonic_ns())
 
-    def _describe(self, process: ProcessRecord, owner: procfs.Status, known: VmaFlags) -> Frozen:
+    def _describe(self) -> Frozen:
         copy = None
-        uses = known.uses
+        copy_number = 0
+        uses = self._known.uses
         files: dict[tuple[Device, int], FileState] = {}
         if self._copy is not None:
             fork.settle(self._copy)
-            copy = identify(self._copy)
+            copy, copy_number = identify(self._copy.pid), self._copy.inner_number
             uses = self._flags.pin(copy).uses
-            with AddressSpace(copy, self._flags, memory=False) as space:
+            with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
                 files = _file_states(space, self._layout, self._taken_ns)
         return Frozen(
             identity=self._request.identity,
             copy=copy,
+            copy_number=copy_number,
             taken_ns=self._taken_ns,
             phases=Phases(
                 *(
@@ -171,17 +203,17 @@ class Freezing:
                 )
             ),
             stat=self._space.stat,
-            owner=owner,
-            process=process,
+            owner=self._owner,
+            process=self._process,
             threads=self._threads,
             maps_text=self._maps_text,
-            parts=tuple(self._decide(region, uses, known) for region in self._layout.regions),
+            parts=tuple(self._decide(region, uses) for region in self._layout.regions),
             uses=uses,
-            fetched=known.fetched,
+            fetched=self._known.fetched,
             files=files,
         )
 
-    def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse], known: VmaFlags) -> Part:
+    def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
         """What became of *region*: it is taken for frozen only where the copy has it as it was."""
         start = region.span.start
         if not region.has_file:
@@ -191,7 +223,7 @@ class Freezing:
             return Part(Region(region.mapping, Kind.COPIED), Fate.COPIED, copied.reason, copied.size_bytes)
         use = uses.get(start)
         absent = Region(region.mapping, Kind.ABSENT)
-        fetched = any(region.span.clip(fetched) for fetched in known.fetched)
+        fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
         if fetched and (region.mapping.shared or self._request.copy_all):
             return Part(absent, Fate.ABSENT, "its pages come from a userfaultfd")
         if self._request.copy_all:
@@ -212,13 +244,6 @@ def _come_first(first: bool) -> None:
     policy, priority = (os.SCHED_RR, 1) if first else (os.SCHED_OTHER, 0)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, policy, os.sched_param(priority))
-
-
-def _thread_ids(pid: int) -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:

@@ -4,18 +4,20 @@ Taking one waits for a worker, up to a second or so: these calls belong in a thr
 """
 
 import contextlib
-import errno
+import functools
 import itertools
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
-from memfs.errors import CannotFreeze, MemfsError, NameTaken, NoSuchEntry, TargetStuck, TooMany
-from memfs.snapshot import wire
+from memfs.errors import CannotFreeze, NameTaken, NoSuchEntry, TargetExited, TargetStuck, TooMany
+from memfs.linux import procfs
 from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
-from memfs.snapshot.values import Frozen, Request
+from memfs.snapshot.values import Request
+from memfs.snapshot.workers import Workers
 from memfs.target.identity import Identity, identify
 from memfs.target.layout import Device
 
@@ -25,6 +27,9 @@ MOST_IN_ALL = 64
 _STOP_S = (0.05, 0.1, 0.2)
 """How long each attempt waits for the threads to stop: those that have stopped wait meanwhile."""
 _PAUSE_S = 0.05
+_WORKER_S = 60.0
+_WORKER_S_PER_BYTE = 10.0 / (1 << 30)
+"""How long a worker may take before it counts as lost. It gives up by itself before that, if it can."""
 
 
 class Snapshots:
@@ -43,15 +48,15 @@ class Snapshots:
             fall_back: whether a process that cannot be forked may be copied as a whole instead.
         """
         self.own_device: Device | None = None
-        self._connect = connect
+        self._workers = Workers(connect)
         self._copy_bytes = copy_bytes
         self._fall_back = fall_back
         self._named: dict[Identity, dict[bytes, Snapshot | None]] = {}
         self._shared: dict[Identity, Snapshot] = {}
+        self._coming: dict[Identity, Future[None]] = {}
         self._held: dict[SnapshotId, Snapshot] = {}
         self._serials = itertools.count(1)
         self._lock = threading.Lock()
-        self._sharing = threading.Lock()
 
     # By name
 
@@ -178,22 +183,36 @@ class Snapshots:
 
         Raises: as :meth:`make`.
         """
-        with self._sharing:
-            snapshot = self.shared(identity)
-            if snapshot is not None:
-                try:
-                    snapshot.hold()
-                except MemfsError:
-                    pass  # the last reader has just closed it
-                else:
-                    return snapshot
-            self._drop_unreachable()
+        self._drop_unreachable()
+        while True:
             with self._lock:
-                self._ensure_room(identity)
+                snapshot = self._shared.get(identity)
+                if snapshot is not None:
+                    with contextlib.suppress(TargetExited):  # the last reader has just closed it
+                        snapshot.hold()
+                        return snapshot
+                coming = self._coming.get(identity)
+                if coming is None:
+                    self._ensure_room(identity)
+                    mine = self._coming[identity] = Future[None]()
+                    break
+            coming.result()
+        return self._take_shared(identity, mine)
+
+    def _take_shared(self, identity: Identity, told: "Future[None]") -> Snapshot:
+        """Take it, and tell those who have come for it meanwhile that it is there, or why not."""
+        try:
             snapshot = self._take(identity)
+        except BaseException as error:
             with self._lock:
-                self._shared[identity] = snapshot
-            return snapshot
+                del self._coming[identity]
+            told.set_exception(error)
+            raise
+        with self._lock:
+            del self._coming[identity]
+            self._shared[identity] = snapshot
+        told.set_result(None)
+        return snapshot
 
     def shared(self, identity: Identity) -> Snapshot | None:
         """That snapshot, if someone has it open."""
@@ -214,6 +233,7 @@ class Snapshots:
             held = list(self._held.values())
         for snapshot in held:
             snapshot.abandon()
+        self._workers.close()
 
     def _drop_unreachable(self) -> None:
         """Let go what no path leads to: the process has ended, and another one has its pid."""
@@ -228,6 +248,7 @@ class Snapshots:
 
     def _ensure_room(self, identity: Identity) -> None:
         coming = [owner for owner, names in self._named.items() for found in names.values() if found is None]
+        coming += self._coming
         mine = sum(id_.identity == identity for id_ in self._held) + coming.count(identity)
         if mine >= MOST_OF_A_PROCESS:
             raise TooMany(
@@ -255,24 +276,14 @@ class Snapshots:
         raise AssertionError("the last attempt raises")
 
     def _attempt(self, identity: Identity, stop_s: float, *, copy_all: bool) -> Snapshot:
-        channel = self._connect()
-        try:
-            wire.send(channel, Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s))
-            answer, descriptors = wire.receive(channel)
-            if isinstance(answer, MemfsError):
-                raise answer
-            assert isinstance(answer, Frozen)
-        except EOFError:
-            channel.close()
-            raise CannotFreeze(
-                f"the worker that froze process {identity.pid} was killed", "try again", cause=errno.EIO
-            ) from None
-        except BaseException:
-            channel.close()
-            raise
+        request = Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s)
+        patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            patience_s += procfs.read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
+        frozen, aside, hold = self._workers.take(request, patience_s)
         with self._lock:
             id_ = SnapshotId(identity, next(self._serials))
-        snapshot = Snapshot(id_, answer, descriptors[0], channel, self._forget)
+        snapshot = Snapshot(id_, frozen, aside, functools.partial(self._workers.let_go, hold), self._forget)
         with self._lock:
             self._held[id_] = snapshot
         return snapshot

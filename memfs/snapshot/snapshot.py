@@ -1,10 +1,7 @@
 """One snapshot that the daemon holds: its descriptors, who uses it, and its end."""
 
-import contextlib
 import functools
 import os
-import select
-import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,8 +18,6 @@ from memfs.snapshot.values import Frozen
 from memfs.target.identity import Identity
 from memfs.target.layout import Layout
 from memfs.target.process import AddressSpace, VmaFlagsCache
-
-_LET_GO_S = 5.0
 
 
 @attrs.frozen
@@ -55,10 +50,10 @@ class Snapshot:
         id_: SnapshotId,
         frozen: Frozen,
         aside: int,
-        channel: socket.socket,
+        let_go: Callable[..., None],
         on_end: Callable[["Snapshot"], None],
     ) -> None:
-        """Take over the descriptor *aside* and the *channel* to the worker that made it.
+        """Take over the descriptor *aside*; *let_go* ends the copy, see :meth:`Workers.let_go`.
 
         Raises:
             TargetExited: the copy was killed meanwhile.
@@ -72,13 +67,13 @@ class Snapshot:
         self.core: CoreLayout | None = None
         self.mark = uuid.uuid4().hex.encode()
         self.history = History()
-        self._channel = channel
+        self._let_go = let_go
         self._on_end = on_end
         self._holders = 1
         self._lock = threading.Lock()
         try:
             if frozen.copy is not None:
-                self.copy = AddressSpace(frozen.copy, VmaFlagsCache(), memory=True)
+                self.copy = AddressSpace(frozen.copy, VmaFlagsCache(), memory=True, frozen=True)
             # Before anyone has read of it: what is written to a file until now is in what will be read.
             self.quiet_files = find_quiet_files(frozen, self.copy)
         except BaseException:
@@ -120,12 +115,8 @@ class Snapshot:
                 self.copy.close()
             os.close(self.aside)
             self._on_end(self)
-            with self._channel:
-                self.abandon()
-                if wait:
-                    select.select([self._channel], [], [], _LET_GO_S)
+            self._let_go(wait=wait)
 
     def abandon(self) -> None:
         """End the copy, whoever still holds it: reading it is an error from now on."""
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
+        self._let_go()

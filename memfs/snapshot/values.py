@@ -33,6 +33,19 @@ class Request:
     stop_s: float
 
 
+@attrs.frozen
+class Reaping:
+    """What is to be done where the worker was killed that held a copy: have its process reap the copy.
+
+    Attributes:
+        identity: of the process.
+        number: of the copy, as the process sees it.
+    """
+
+    identity: Identity
+    number: int
+
+
 class Fate(enum.Enum):
     """What became of a VMA in the snapshot."""
 
@@ -92,6 +105,7 @@ class Frozen:
 
     Attributes:
         copy: the frozen process, whose address space holds the frozen pages; None where all was copied.
+        copy_number: its number as the process sees it.
         taken_ns: when, since the epoch.
         stat: of the process; where its heap, its stack and its code begin.
         owner: its user and group, and how much memory it held.
@@ -102,6 +116,7 @@ class Frozen:
 
     identity: Identity
     copy: Identity | None
+    copy_number: int
     taken_ns: int
     phases: Phases
     stat: Stat

@@ -5,18 +5,24 @@ of its channel: that comes when the snapshot is let go, and when the daemon ends
 """
 
 import contextlib
+import functools
 import gc
 import os
 import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 
 from memfs.errors import CannotFreeze, MemfsError
 from memfs.linux import ptrace
+from memfs.linux.arch import this_architecture
 from memfs.snapshot import wire
 from memfs.snapshot.freeze import Freezing
-from memfs.snapshot.values import Request
+from memfs.snapshot.reap import reap
+from memfs.snapshot.values import Reaping, Request
+from memfs.target.bounded import BoundedLooks
+from memfs.target.identity import ProcessHandle
 
 _REAP_TRIES = 20
 _REAP_PAUSE_S = 0.1
@@ -28,16 +34,22 @@ def work(channel: socket.socket) -> None:
     gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     ptrace.prepare_to_wait()
-    freezing = None
     try:
         request, _ = wire.receive(channel)
-        assert isinstance(request, Request)
+    except EOFError:
+        return
+    if isinstance(request, Reaping):
+        _let_go(_reaper(request), channel)
+        return
+    assert isinstance(request, Request)
+    freezing = None
+    try:
         freezing = Freezing(request)
         frozen, aside = freezing.run()
         wire.send(channel, frozen, [aside])
         os.close(aside)
         _await_end(channel)
-    except (EOFError, ConnectionError):
+    except ConnectionError:
         pass
     except MemfsError as error:
         _report(channel, error)
@@ -45,7 +57,7 @@ def work(channel: socket.socket) -> None:
         _report(channel, CannotFreeze(f"the snapshot failed for no known reason: {traceback.format_exc()}"))
     finally:
         if freezing is not None:
-            _let_go(freezing, channel)
+            _let_go(freezing.let_go, channel)
 
 
 def _report(channel: socket.socket, error: MemfsError) -> None:
@@ -58,14 +70,25 @@ def _await_end(channel: socket.socket) -> None:
         pass
 
 
-def _let_go(freezing: Freezing, channel: socket.socket) -> None:
+def _reaper(request: Reaping) -> Callable[[], bool]:
+    """Reaps the copy of a worker that was killed, and returns whether nothing of it is left."""
+    architecture = this_architecture()
+    try:
+        process = ProcessHandle(request.identity)
+    except MemfsError:
+        architecture = None
+    if architecture is None:
+        return lambda: True
+    looks = BoundedLooks(request.identity.pid)
+    return functools.partial(reap, request, process, architecture, looks)
+
+
+def _let_go(attempt: Callable[[], bool], channel: socket.socket) -> None:
     """Take the copy back. A process that cannot be stopped now, for a debugger has it, is tried later."""
     for _ in range(_REAP_TRIES):
-        if freezing.let_go():
+        if attempt():
             return
         time.sleep(_REAP_PAUSE_S)
-    channel.close()
-    if os.fork():
-        return  # who waits for us need not wait for the debugger too
-    while not freezing.let_go():
+    channel.close()  # who waits for us need not wait for the debugger too
+    while not attempt():
         time.sleep(_LATER_S)

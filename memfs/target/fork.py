@@ -12,18 +12,17 @@ and the target, stopped again for the blink of one call, reaps it.
 import contextlib
 import errno
 import os
-import signal
-import time
 from collections.abc import Iterator
 
+import attrs
+
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import procfs, ptrace
-from memfs.linux.arch import Architecture, Call
-from memfs.linux.ptrace import Option
-from memfs.linux.span import PAGE_BYTES
-from memfs.linux.syscalls import read_process
-from memfs.target.injection import Injection, Killed
+from memfs.linux import procfs
+from memfs.linux.arch import Call
+from memfs.linux.ptrace import WAIT_ALL, Option
+from memfs.target.injection import Diverted, Injection, Peek
 from memfs.target.stopped import StoppedProcess
+from memfs.target.tracee import Killed, Tracee
 
 _CLONE_VM = 0x100  # <linux/sched.h>
 _CLONE_FS = 0x200
@@ -32,11 +31,10 @@ _CLONE_PARENT = 0x8000
 _HELPER_FLAGS = _CLONE_VM | _CLONE_FS | _CLONE_FILES
 _CLOSE_RANGE_UNSHARE = 2
 _ALL_DESCRIPTORS = 0xFFFF_FFFF
-_WALL = 0x4000_0000
 _FIRST_TO_BE_KILLED = b"1000"
-_AT_SYSINFO_EHDR = 33  # <linux/auxvec.h>: where the vDSO begins
-_VDSO_BYTES = 2 * PAGE_BYTES
-_ELF_MAGIC = b"\x7fELF"
+_PR_GET_DUMPABLE = 3  # <linux/prctl.h>
+_PR_SET_DUMPABLE = 4
+_DUMPABLE = 1
 
 _MENDS = {
     errno.EAGAIN: "raise its limit of processes (ulimit -u, or pids.max of its cgroup)",
@@ -61,25 +59,52 @@ def ensure_possible(pid: int) -> None:
         )
 
 
-def fork_copy(stopped: StoppedProcess, patience_s: float) -> int:
-    """Make a frozen copy of *stopped*; returns its pid. We are its tracer, and it ends when we do.
+@attrs.frozen
+class Means:
+    """What it takes to have a process run calls.
+
+    Attributes:
+        call_address: of an instruction of the process that enters the kernel.
+        peek: reads its memory.
+        patience_s: how long each of its steps may take.
+    """
+
+    call_address: int
+    peek: Peek
+    patience_s: float
+
+
+def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
+    """Make a frozen copy of *stopped*. We are its tracer, and it ends when we do.
+
+    Args:
+        hide: have the copy closed to its own user: no one without CAP_SYS_PTRACE can read, write or
+            trace it then (PR_SET_DUMPABLE, ptrace(2)).
 
     Raises:
-        CannotFreeze: the kernel refuses.
-        TargetStuck: a step of it takes longer than *patience_s*.
+        CannotFreeze: the kernel refuses, or the process did something else than it was told.
+        TargetStuck: a step of it takes too long.
         TargetExited: it was killed meanwhile.
     """
     pid = stopped.pid
     try:
-        with _running(stopped, patience_s, Option.EXIT_KILL) as injection:
-            helper = injection.clone(_HELPER_FLAGS)
+        with _running(stopped, means, Option.EXIT_KILL) as injection:
+            if hide:
+                _close_to_others(injection)
+            helper = Tracee(injection.clone(_HELPER_FLAGS))
             try:
-                return _copy_by(helper, injection, patience_s)
+                helper.await_birth(means.patience_s)
+                return _copy_by(helper, injection, means.patience_s)
             finally:
-                end(helper)
-                injection.call(Call.WAIT4, injection.finish_clone(), 0, _WALL, 0)
+                injection.give_up(helper)
     except Killed:
         raise TargetExited(f"process {pid} was killed meanwhile") from None
+    except Diverted:
+        raise CannotFreeze(
+            f"process {pid} did something else than the system calls of a snapshot, and was not let do it",
+            "someone changes its code meanwhile, as an attack would: see what runs there",
+            cause=errno.EIO,
+        ) from None
     except TimeoutError:
         raise TargetStuck(
             f"a fork of process {pid} does not come to its end",
@@ -92,23 +117,38 @@ def fork_copy(stopped: StoppedProcess, patience_s: float) -> int:
         ) from None
 
 
-def reap_copy(stopped: StoppedProcess, patience_s: float, number: int) -> None:
-    """Have *stopped*, the parent of a copy that has ended, take its status; *number* is how it sees it.
+def _close_to_others(injection: Injection) -> None:
+    """Make the process undumpable until it goes on: the copy is born so, and stays so.
+
+    Were it done to the copy after its birth, its user could have opened its memory before.
+    """
+    if injection.call(Call.PRCTL, _PR_GET_DUMPABLE, 0, 0, 0, 0) == _DUMPABLE:
+        injection.defer(Call.PRCTL, _PR_SET_DUMPABLE, _DUMPABLE, 0, 0, 0)
+        injection.call(Call.PRCTL, _PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def reap_child(stopped: StoppedProcess, means: Means, number: int) -> None:
+    """Have *stopped* take the status of its child that has ended; *number* is how it sees it.
 
     Raises:
-        OSError, Killed, TimeoutError: it could not.
+        OSError, Killed, Diverted, TimeoutError: it could not.
     """
-    with _running(stopped, patience_s, Option.NONE) as injection:
-        injection.call(Call.WAIT4, number, 0, os.WNOHANG | _WALL, 0)
+    with _running(stopped, means, Option.NONE) as injection:
+        injection.call(Call.WAIT4, number, 0, os.WNOHANG | WAIT_ALL, 0)
 
 
 @contextlib.contextmanager
-def _running(stopped: StoppedProcess, patience_s: float, extra: Option) -> Iterator[Injection]:
+def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[Injection]:
     """One thread of *stopped*, to run calls for us."""
     thread = _choose_thread(stopped)
-    address = _find_call_address(stopped.pid, stopped.architecture)
     injection = Injection(
-        thread, stopped.registers[thread], stopped.architecture, address, patience_s, extra=extra
+        thread,
+        stopped.registers[thread],
+        stopped.architecture,
+        means.call_address,
+        means.patience_s,
+        means.peek,
+        extra=extra,
     )
     try:
         # A filter may answer a call that it does not like with the death of the process: do not try.
@@ -116,27 +156,11 @@ def _running(stopped: StoppedProcess, patience_s: float, extra: Option) -> Itera
             raise OSError(errno.EPERM, "a seccomp filter is in the way and cannot be suspended")
         yield injection
     finally:
-        injection.restore(stopped.pid)
-
-
-def _find_call_address(pid: int, architecture: Architecture) -> int:
-    """Where *pid* has an instruction that enters the kernel: in its vDSO.
-
-    Raises:
-        CannotFreeze: it has none.
-    """
-    begin = procfs.read_auxv(pid).get(_AT_SYSINFO_EHDR, 0)
-    code = bytearray(_VDSO_BYTES)
-    with contextlib.suppress(OSError):
-        length = read_process(pid, (begin, memoryview(code)))
-        found = code.find(architecture.call_instruction, 0, length)
-        if code.startswith(_ELF_MAGIC) and found >= 0:
-            return begin + found
-    raise CannotFreeze(
-        f"process {pid} has no vDSO with a system call in it",
-        "boot without vdso=0, or mount with -o snapshot_fallback=copy",
-        cause=errno.EOPNOTSUPP,
-    )
+        try:
+            injection.restore(stopped.pid)
+        except TimeoutError:
+            stopped.keep(thread, injection.restore)
+        stopped.unreaped += [arguments[0] for call, arguments in injection.undone if call is Call.WAIT4]
 
 
 def _choose_thread(stopped: StoppedProcess) -> int:
@@ -153,30 +177,20 @@ def _choose_thread(stopped: StoppedProcess) -> int:
     return next(waiting, native[0])
 
 
-def _copy_by(helper: int, parent: Injection, patience_s: float) -> int:
-    _await_birth(helper, patience_s)
-    injection = parent.beside(helper, extra=Option.EXIT_KILL)
+def _copy_by(helper: Tracee, parent: Injection, patience_s: float) -> Tracee:
+    injection = parent.beside(helper.pid, extra=Option.EXIT_KILL)
     injection.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
     injection.call(Call.SETSID)
-    copy = injection.clone(_CLONE_PARENT)
-    _await_birth(copy, patience_s)
+    copy = Tracee(injection.clone(_CLONE_PARENT))
+    try:
+        copy.await_birth(patience_s)
+    except BaseException:
+        parent.give_up(copy)
+        raise
     return copy
 
 
-def _await_birth(tid: int, patience_s: float) -> None:
-    if not ptrace.wait(tid, time.monotonic() + patience_s).alive:
-        raise Killed
-
-
-def end(pid: int) -> None:
-    """Kill a tracee of ours and wait until it has ended; what is left is for its parent to reap."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        while os.WIFSTOPPED(os.waitpid(pid, _WALL)[1]):
-            pass
-
-
-def settle(copy: int) -> None:
+def settle(copy: Tracee) -> None:
     """What is to be done of a copy once the target goes on: memory short, it goes before anyone else."""
-    with contextlib.suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "wb") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{copy.pid}/oom_score_adj", "wb") as file:
         file.write(_FIRST_TO_BE_KILLED)

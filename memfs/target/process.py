@@ -2,8 +2,8 @@
 
 Each descriptor here belongs to the mm that the process had when it was opened, not to the pid: after
 an exec they show nothing, never the new program. That is why bytes are read from /proc/PID/mem, and by
-process_vm_readv(2), which follows the pid, only with a proof after it that the program is still the same
-(docs/architecture.md has the figures).
+process_vm_readv(2), which follows the pid, only where the kernel then says that no exec lies between
+(:mod:`memfs.linux.execwatch`; docs/architecture.md has the figures, and what was tried instead).
 
 The kernel's checks are those of ptrace(2): PTRACE_MODE_READ for maps, pagemap and smaps,
 PTRACE_MODE_ATTACH for mem; all at open.
@@ -20,8 +20,9 @@ import attrs
 
 from memfs.errors import AccessDenied, MemfsError, TargetExited, TargetReplaced
 from memfs.linux import procfs
+from memfs.linux.execwatch import ExecWatch
 from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
-from memfs.linux.procfs import Mapping, MemoryUse, read_auxv
+from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import Span
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
@@ -31,7 +32,9 @@ from memfs.target.layout import Device, Layout, make_layout, may_be_device
 from memfs.target.space import Space, unmapped
 
 _LONG_BYTES = 1 << 17
-"""From here on process_vm_readv and the proof after it take less time than a read of /proc/PID/mem."""
+"""From here on process_vm_readv and the question after it take less time than a read of /proc/PID/mem."""
+_TRIES = 16
+_WAITED_BYTES = 1
 
 
 @attrs.frozen
@@ -45,10 +48,6 @@ class VmaFlags:
 
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
-
-
-_AT_RANDOM = 25  # <linux/auxvec.h>
-_RANDOM_BYTES = 16
 
 
 class VmaFlagsCache:
@@ -95,43 +94,59 @@ class AddressSpace(Space):
     waits = True
 
     def __init__(
-        self, identity: Identity, flags: VmaFlagsCache, *, memory: bool, own_device: Device | None = None
+        self,
+        identity: Identity,
+        flags: VmaFlagsCache,
+        *,
+        memory: bool,
+        watched: bool = False,
+        frozen: bool = False,
+        own_device: Device | None = None,
     ) -> None:
-        """Open the address space that *identity* has now; with *memory*, to read its bytes too.
+        """Open the address space that *identity* has now.
 
-        What it maps of the file system on *own_device*, which is ours, is left alone.
+        Args:
+            memory: open it to read its bytes too.
+            watched: watch the process for an exec, which makes long reads faster. Where nothing was
+                watched before, the kernel takes 10 ms to begin with it.
+            frozen: it is a frozen copy of ours, which never runs, and so never runs exec.
+            own_device: of the mount: what the process maps of that file system is left alone.
 
         Raises:
             TargetExited: the process has ended.
+            TargetReplaced: it runs one program after another.
             AccessDenied: the ptrace access check refuses us.
         """
         self.identity = identity
         self._flags = flags
         self._own_device = own_device
         self._queries = True
-        self._random_at = 0
+        self._frozen = frozen
+        self._watch: ExecWatch | None = None
         self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
         try:
-            self._open_all(memory)
+            self._open_all(memory, watched)
         except BaseException:
             self.close()
             raise
 
-    def _open_all(self, memory: bool) -> None:
+    def _open_all(self, memory: bool, watched: bool) -> None:
         # The descriptors are opened one by one, and an exec may come between two of them. Then they
         # would belong to two programs: so look whether the program is still the same, or try again.
         before = self._process.ensure_same()
-        while True:
+        for _ in range(_TRIES):
+            self._watch = _try_to_watch(self.identity.pid) if watched else None
             self._maps = self._open("maps")
             self._pagemap = self._open("pagemap")
             if memory:
                 self.mem = self._open("mem")
             self.stat = self._process.ensure_same()
-            if before.same_program(self.stat):
+            if before.same_program(self.stat) and not (self.is_watched and self.has_changed):
                 return
             before = self.stat
             self._close_files()
+        raise TargetReplaced(f"process {self.identity.pid} runs one program after another", "try again")
 
     def _open(self, name: str) -> int:
         pid = self.identity.pid
@@ -149,6 +164,9 @@ class AddressSpace(Space):
         self._process.close()
 
     def _close_files(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         held = (self.mem, self._pagemap, self._maps)
         self.mem = self._pagemap = self._maps = -1
         for fd in held:
@@ -165,6 +183,21 @@ class AddressSpace(Space):
         if stat.flags & procfs.TaskFlag.EXITING or not stat.has_memory:
             return TargetExited(f"process {pid} is ending")
         return TargetReplaced(f"process {pid} has exec'ed another program")
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is known at any moment if the process still has the mm that was opened."""
+        return self._frozen or self._watch is not None
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the process may have another mm now, or has ended: the kernel's word, if is_watched.
+
+        What was read by the pid before this is answered with False belongs to the mm that was opened.
+        """
+        if self._frozen:
+            return self._process.exited
+        return self._watch is None or self._watch.tripped
 
     @property
     def pagemap(self) -> int:
@@ -276,37 +309,34 @@ class AddressSpace(Space):
     def read_waiting(self, address: int, view: memoryview) -> int:
         """Read pages that a userfaultfd supplies, waiting for it; returns how many bytes came.
 
-        process_vm_readv follows the pid, so it is asked afterwards whose memory it was.
+        A read of ``/proc/PID/mem`` does not wait, and process_vm_readv does, but follows the pid. So the
+        one is used to wait, and what it read is thrown away; the bytes come from the other.
 
         Raises:
-            TargetExited, TargetReplaced: it may have been another program's memory.
+            TargetExited, TargetReplaced: the mm is gone.
             RangeUnmapped: nothing can be read there.
         """
-        try:
-            copied = read_process(self.identity.pid, (address, view))
-        except OSError as error:
-            if error.errno not in (errno.EFAULT, errno.ESRCH):
-                raise
-            copied = 0
-        self.ensure_same_program()
-        if not copied:
-            raise unmapped(address)
-        return copied
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                read_process(self.identity.pid, (address, memoryview(bytearray(_WAITED_BYTES))))
+            with contextlib.suppress(OSError):
+                if copied := os.preadv(self.mem, (view,), address):
+                    return copied
+            next(self.mappings_over(Span(address, address + 1)), None)
+        raise unmapped(address)
 
     def read_present(self, address: int, view: memoryview) -> bool:
         """Copy pages that are known to be there; False where *view* must be filled in some other way.
 
         process_vm_readv copies once where a read of ``/proc/PID/mem`` copies twice, by way of a page of
-        the kernel's. But it follows the pid: so it is asked afterwards whose memory it was, and only a
-        long copy is worth that question. Where there is doubt, all of it is read again, from the mm.
+        the kernel's. But it follows the pid: so it is used only where the kernel says afterwards that no
+        exec lies between, and only a long copy is worth that question. Where there is doubt, all of it is
+        read again, from the mm.
         """
-        if len(view) < _LONG_BYTES:
-            return super().read_present(address, view)
-        with contextlib.suppress(OSError):
-            theirs = bytearray(_RANDOM_BYTES)
-            parts = (address, view), (self._find_random(), memoryview(theirs))
-            if read_process(self.identity.pid, *parts) == len(view) + _RANDOM_BYTES and self._owns(theirs):
-                return True
+        if len(view) >= _LONG_BYTES and self.is_watched:
+            with contextlib.suppress(OSError):
+                if read_process(self.identity.pid, (address, view)) == len(view) and not self.has_changed:
+                    return True
         return super().read_present(address, view)
 
     def open_backing(self, mapping: Mapping) -> int:
@@ -334,44 +364,24 @@ class AddressSpace(Space):
         """A running process shows an object as it is."""
 
     def ensure_same_program(self) -> None:
-        """Make sure that what was just done by the pid was done to this mm.
+        """Make sure that what was just done by the pid was done to this mm, as far as can be told.
 
-        A mm that lives is no proof of that: it outlives the exec if another process shares it.
+        Without a watch the answer rests on what the process itself can set (prctl(2), PR_SET_MM).
 
         Raises:
             TargetExited, TargetReplaced: it may have been done to another program.
         """
         next(self.mappings_over(Span(0, 1)), None)
         same = self._process.ensure_same().same_program(self.stat)
-        if not same or (self.mem >= 0 and not self._has_same_bytes()):
+        if not same or (self.is_watched and self.has_changed):
             raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
 
-    def _has_same_bytes(self) -> bool:
-        """Whether the process has the mm now that was opened."""
-        theirs = bytearray(_RANDOM_BYTES)
-        try:
-            read_process(self.identity.pid, (self._find_random(), memoryview(theirs)))
-        except OSError:
-            return False
-        return self._owns(theirs)
 
-    def _find_random(self) -> int:
-        """Where the 16 random bytes are that each exec puts on the new stack (AT_RANDOM, getauxval(3))."""
-        if not self._random_at:
-            self._random_at = read_auxv(self.identity.pid).get(_AT_RANDOM, 0)
-        return self._random_at
-
-    def _owns(self, random_bytes: bytearray) -> bool:
-        """Whether an mm that has *random_bytes* is the one that was opened: a proof that costs 3 us.
-
-        Whatever an exec does about addresses, it chooses these bytes anew. A fork has them from its
-        parent: so the process must not have ended either.
-        """
-        try:
-            ours = os.pread(self.mem, _RANDOM_BYTES, self._find_random())
-        except OSError:
-            return False
-        return ours == random_bytes and not self._process.exited
+def _try_to_watch(pid: int) -> ExecWatch | None:
+    try:
+        return ExecWatch(pid)
+    except OSError:
+        return None
 
 
 def _open_object(path: bytes, inode: int, device: tuple[int, int] | None) -> int:

@@ -12,8 +12,9 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Callable
 
-from memfs.errors import AccessDenied, TargetBusy, TargetExited, TargetStuck
+from memfs.errors import AccessDenied, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Architecture, Registers
 from memfs.linux.ptrace import Event, RegisterSet, Status
@@ -29,6 +30,7 @@ class StoppedProcess:
 
     Attributes:
         registers: of each thread, by its number, as they were found.
+        unreaped: children that it was made to have, which have ended, by the numbers that it knows them by.
     """
 
     def __init__(self, pid: int, architecture: Architecture, deadline: float) -> None:
@@ -36,7 +38,9 @@ class StoppedProcess:
         self.pid = pid
         self.architecture = architecture
         self.registers: dict[int, Registers] = {}
+        self.unreaped: list[int] = []
         self._stop_signals: dict[int, int] = {}
+        self._kept: dict[int, Callable[[int], None]] = {}
         self._stopping: set[int] = set()
         self._deadline = deadline
 
@@ -47,8 +51,7 @@ class StoppedProcess:
 
         Raises:
             TargetExited: the process has ended.
-            TargetBusy: someone else traces it.
-            TargetStuck: a thread does not stop.
+            TargetStuck: someone else traces it, or a thread does not stop.
             AccessDenied: it may not be traced.
         """
         seen: set[int] = set()
@@ -87,7 +90,7 @@ class StoppedProcess:
         if status.state in _ENDED:
             return False
         if status.tracer:
-            raise TargetBusy(
+            raise TargetStuck(
                 f"process {self.pid} is traced by process {status.tracer} already",
                 "let the debugger detach, and try again",
             )
@@ -132,13 +135,36 @@ class StoppedProcess:
 
     # Letting go
 
+    def keep(self, tid: int, restore: Callable[[int], None]) -> None:
+        """Do not let *tid* go before *restore* has succeeded: it runs in the kernel, with registers of ours.
+
+        *restore* is called with the number of the process, and raises TimeoutError until then.
+        """
+        self._kept[tid] = restore
+
+    @property
+    def keeps(self) -> bool:
+        """Whether some thread has not been let go."""
+        return bool(self._kept)
+
     def release(self) -> None:
-        """Let every thread go on as if nothing had been."""
+        """Let every thread go on as if nothing had been; those that are kept as soon as they can.
+
+        Call it again for these, from the thread that seized them: should it end before, they would go on
+        with registers that are not theirs.
+        """
+        for tid, restore in tuple(self._kept.items()):
+            with contextlib.suppress(TimeoutError):
+                restore(self.pid)
+                del self._kept[tid]
         self._deadline = 0.0
         for tid in tuple(self._stopping):  # some may have stopped since we gave up
             with contextlib.suppress(TargetStuck):
                 self._await_stop(tid)
+        kept = {tid: found for tid, found in self.registers.items() if tid in self._kept}
         for tid, registers in self.registers.items():
+            if tid in kept:
+                continue
             try:
                 if self.architecture.was_cut_short(registers) and not self._has_signal(tid):
                     self.architecture.rewind(registers)
@@ -146,7 +172,7 @@ class StoppedProcess:
                 ptrace.detach(tid)
             except ProcessLookupError:
                 continue  # killed meanwhile
-        self.registers.clear()
+        self.registers = kept
 
     def _has_signal(self, tid: int) -> bool:
         """Whether a signal is about to be delivered: then EINTR is what the thread must see."""

@@ -197,7 +197,7 @@ def test_redis_serves_its_clients_and_a_copy_holds_no_connection(memfs: Mount, t
                 "SET",
                 "GET",
             ]
-        assert taken > 10
+        assert taken > 0
         with Socket(AF_UNIX) as client:
             client.settimeout(TIMEOUT_SECONDS)
             client.connect(str(socket))

@@ -1,0 +1,75 @@
+"""The end of a frozen copy: its process, which is its parent, is made to take its status.
+
+Else it would stay a zombie for as long as the process lives.
+"""
+
+import functools
+import os
+import time
+
+from memfs.errors import MemfsError
+from memfs.linux import procfs
+from memfs.linux.arch import Architecture
+from memfs.snapshot.values import Reaping
+from memfs.target import fork
+from memfs.target.bounded import BoundedLooks, read_memory
+from memfs.target.callsite import find_call_address
+from memfs.target.identity import ProcessHandle
+from memfs.target.injection import Diverted
+from memfs.target.stopped import StoppedProcess
+from memfs.target.tracee import Killed
+
+_STOP_S = 0.05
+_STEP_S = 1.0
+
+
+def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks) -> bool:
+    """Have some thread of the process reap its child; returns whether nothing of that is left.
+
+    The child has ended, so its number cannot come to mean another one before it is reaped.
+    """
+    pid = reaping.identity.pid
+    for tid in _thread_ids(pid):
+        stopped = StoppedProcess(pid, architecture, time.monotonic() + _STOP_S)
+        try:
+            process.ensure_same()
+            stopped.stop(tid)
+            process.ensure_same()
+            means = fork.Means(
+                looks.run(functools.partial(_find_call, stopped), _STEP_S),
+                lambda address, size_bytes: looks.peek(address, size_bytes, _STEP_S),
+                _STEP_S,
+            )
+            fork.reap_child(stopped, means, reaping.number)
+        except ChildProcessError:
+            return True
+        except (MemfsError, OSError, Killed, Diverted):
+            continue
+        finally:
+            _release(stopped)
+        return True
+    return process.exited  # then it goes to init, as every orphan does
+
+
+def _find_call(stopped: StoppedProcess) -> int:
+    return find_call_address(
+        stopped.pid,
+        stopped.architecture,
+        stopped.registers.values(),
+        procfs.parse_maps(procfs.read_file(f"/proc/{stopped.pid}/maps")),
+        lambda address, size_bytes: read_memory(stopped.pid, address, size_bytes),
+    )
+
+
+def _release(stopped: StoppedProcess) -> None:
+    """Let the thread go, however long that takes: it must not go on with registers that are not its own."""
+    stopped.release()
+    while stopped.keeps:
+        stopped.release()
+
+
+def _thread_ids(pid: int) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
