@@ -12,7 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from memfs.errors import CannotFreeze, NameTaken, NoSuchEntry, TargetExited, TargetStuck, TooMany
+from memfs.errors import (
+    CannotFreeze,
+    NameTaken,
+    NoSuchEntry,
+    TargetExited,
+    TargetReplaced,
+    TargetStuck,
+    TooMany,
+)
 from memfs.linux import procfs
 from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
@@ -265,7 +273,7 @@ class Snapshots:
         for attempt, stop_s in enumerate(_STOP_S, 1):
             try:
                 return self._attempt(identity, stop_s, copy_all=False)
-            except TargetStuck:
+            except (TargetStuck, TargetReplaced):
                 if attempt == len(_STOP_S):
                     raise
             except CannotFreeze:
