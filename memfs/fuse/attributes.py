@@ -28,7 +28,7 @@ class Attributes:
         ctime_ns: when the process began, or the snapshot was taken. It must not move: tar takes a file
             whose ctime moves for one that was changed while it was read.
         name_timeout_s: how long the kernel may believe that the name still stands for this node.
-        settled: whether the size is known; else the kernel is to ask again before it opens the file.
+        settled: whether the size is known and stays; else the kernel is to ask again each time.
     """
 
     number: int

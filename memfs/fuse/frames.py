@@ -14,6 +14,7 @@ class Opcode(enum.IntEnum):
     FORGET = 2
     OPEN = 14
     READ = 15
+    GETXATTR = 22
     LISTXATTR = 23
     INIT = 26
     READDIR = 28
@@ -96,6 +97,13 @@ def parse_list_names(frame: memoryview) -> tuple[int, int]:
         raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
     inode, size = _NODE_ID_AND_GETXATTR_IN.unpack_from(frame)
     return inode, size
+
+
+def parse_attribute_name(frame: memoryview) -> bytes:
+    """The name that a GETXATTR asks for; its header is that of :func:`parse_list_names`."""
+    if len(frame) <= _NODE_ID_AND_GETXATTR_IN.size:
+        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
+    return bytes(frame[_NODE_ID_AND_GETXATTR_IN.size :]).rstrip(b"\0")
 
 
 def parse_interrupt(frame: memoryview) -> int:

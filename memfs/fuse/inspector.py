@@ -140,6 +140,7 @@ class Inspector:
             size = len(space.maps_text())
         else:
             size, held = space.end(), ownership.held_bytes
+            settled = not ownership.live
         time_ns = self._content_time(node)
         return self._describe(
             node, FILE, ownership, size_bytes=size, held_bytes=held, mtime_ns=time_ns, settled=settled

@@ -2,6 +2,9 @@
 
 FS_TYPE = b"fuse.memfs"
 
+USER_XATTRS = b"user."
+"""xattr(7): the one namespace in which memfs has names."""
+
 XATTR_PREFIX = b"user.memfs."
 
 SNAPSHOT_XATTR = b"user.memfs.snapshot"

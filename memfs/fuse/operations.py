@@ -6,6 +6,7 @@ into a process runs in a thread of its own, of which there are a limited number,
 that blocks does not keep the others waiting.
 """
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -27,7 +28,7 @@ from memfs.fuse.cache import CacheTrail
 from memfs.fuse.contents import USE_XATTRS
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
-from memfs.fuse.inodes import Node
+from memfs.fuse.inodes import Name, Node, ProcessNode
 from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
 from memfs.fuse.tree import Tree
 from memfs.image.source import Backing
@@ -39,9 +40,11 @@ PREFERRED_READ_BYTES = 1 << 20
 """st_blksize: cp, cat and stdio read in pieces of this size, and so wait a 256th as often."""
 
 NAME_BYTES = 255
-_USER_XATTRS = b"user."
 _THREADS = 32
-_LISTED_TIMEOUT_S = 0.5
+_ATTRIBUTES_TIMEOUT_S = 0.5
+"""How long the kernel may believe attributes that come with a name. OPEN makes it forget what has changed."""
+_TIMEOUT_S_PER_VMA = 1e-4
+"""Added for each name in a listing of VMAs: find and ls read all names before they look at the first."""
 _MOST_REMEMBERED = 4096
 
 _TOLD = (AccessDenied, CannotFreeze, TargetBusy, TooMany)
@@ -137,7 +140,7 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         parent = self._tree.inodes.node_of(parent_inode)
         entry = await self._ask(self._tree.lookup, parent, name)
-        return self._describe(entry.attributes)
+        return self._describe(entry.attributes, timeout_s=_ATTRIBUTES_TIMEOUT_S)
 
     @_translated
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -147,10 +150,11 @@ class Operations(pyfuse3.Operations):
         node = self._tree.inodes.node_of(inode)
         return self._describe(await self._ask(self._tree.attributes, node))
 
-    def _describe(self, found: Attributes) -> pyfuse3.EntryAttributes:
+    def _describe(self, found: Attributes, *, timeout_s: float = 0) -> pyfuse3.EntryAttributes:
+        """The reply that tells *found*; the kernel may believe it for *timeout_s*, if it is settled."""
         found = self._while_open(found)
         self._tell(found)
-        return _to_fuse(found)
+        return _to_fuse(found, timeout_s=timeout_s if found.settled else 0)
 
     def _while_open(self, found: Attributes) -> Attributes:
         """A file's size and mtime stand still while it is open.
@@ -205,10 +209,14 @@ class Operations(pyfuse3.Operations):
         if start_id == 0 and listing.read:  # rewinddir
             listing.entries = await self._ask(self._tree.list, listing.node)
         listing.read = True
+        vmas = len(listing.entries) if _is_vmas(listing.node) else 0
         for position in range(start_id, len(listing.entries)):
             entry = listing.entries[position]
             found = self._in_listing(entry.attributes)
-            attributes = _to_fuse(found, timeout_s=_LISTED_TIMEOUT_S if found.settled else 0)
+            attributes = _to_fuse(found, timeout_s=_ATTRIBUTES_TIMEOUT_S if found.settled else 0)
+            if vmas:
+                attributes.entry_timeout += vmas * _TIMEOUT_S_PER_VMA
+                attributes.attr_timeout += vmas * _TIMEOUT_S_PER_VMA
             if not pyfuse3.readdir_reply(token, entry.name, attributes, position + 1):
                 break
             self._tell(found)
@@ -250,6 +258,11 @@ class Operations(pyfuse3.Operations):
         opened.times += 1
         opened.found = found
         self._inode_of[number] = inode
+        if found != self._told.get(inode):
+            # The kernel may still believe what it was told before. The notice arrives before the reply.
+            self._tell(found)
+            with contextlib.suppress(OSError):  # the mount has ended
+                pyfuse3.invalidate_inode(inode, attr_only=True)
         return pyfuse3.FileInfo(fh=number, direct_io=file.trail is None, keep_cache=False)
 
     def _open(
@@ -258,8 +271,9 @@ class Operations(pyfuse3.Operations):
         """Open the file *node*, and choose whether its reader goes through the page cache."""
         source = self._tree.contents.open(node)
         try:
-            told = self._told.get(inode) or self._tree.attributes(node)
-            found = attrs.evolve(told, size_bytes=source.size_bytes)
+            found = self._told.get(inode) or self._tree.attributes(node)
+            uid, gid = self._tree.owner_of(node)
+            found = attrs.evolve(found, uid=uid, gid=gid, size_bytes=source.size_bytes)
             backing = source.backing()
             command = read_command(caller)
             uses_cache = (
@@ -273,7 +287,8 @@ class Operations(pyfuse3.Operations):
         return OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT)), backing, found
 
     async def flush(self, fh: int) -> None:
-        """Nothing is ever dirty."""
+        """Nothing is ever dirty. After this answer the kernel sends no FLUSH again (``fuse_flush``)."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
         counter = self._handles.drop(fh)
@@ -290,7 +305,7 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        memory, free = await self._ask(_memory_pages)
+        memory, free = _memory_pages()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = PAGE_BYTES
         data.f_blocks = memory
@@ -300,13 +315,10 @@ class Operations(pyfuse3.Operations):
 
     # Extended attributes
 
-    # LISTXATTR is the data plane's.
+    # LISTXATTR is the data plane's, and so is GETXATTR of what is not user.*.
 
     @_translated
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if not name.startswith(_USER_XATTRS):
-            # ls asks each file for an ACL and a label, but not again once it hears this.
-            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if name.startswith(XATTR_PREFIX):
             found = await self._ask(self._extended_attributes, inode, name)
             if name in found:
@@ -351,6 +363,11 @@ def _to_fuse(found: Attributes, *, timeout_s: float = 0) -> pyfuse3.EntryAttribu
     entry.entry_timeout = found.name_timeout_s
     entry.attr_timeout = timeout_s
     return entry
+
+
+def _is_vmas(node: Node) -> bool:
+    """Whether *node* is a directory ``vmas``. A name in it stands for two addresses, whoever maps them."""
+    return isinstance(node, ProcessNode) and node.name is Name.VMAS
 
 
 def _memory_pages() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The data plane: answers READ and LSEEK from the real device, and hands the rest to libfuse.
 
-It knows open files by number and nothing of the tree. LISTXATTR it answers too: that takes no look at
-the process, and newer ls asks it three times for each file that it lists.
+It knows open files by number and nothing of the tree. LISTXATTR, and GETXATTR of an attribute that no file
+has, it answers too: that takes no look at the process, and ls asks both for each file that it lists.
 
 One thread does it all, since a second one would only fight with it for the interpreter's lock; but
 where several readers read large pieces at once, two threads copy for them, and seldom need the lock.
@@ -23,6 +23,7 @@ from memfs.fuse import frames
 from memfs.fuse.ahead import LookAhead, Trace
 from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
+from memfs.fuse.names import USER_XATTRS
 from memfs.fuse.options import SpliceMode
 from memfs.fuse.placement import Placement
 from memfs.fuse.switch import Switch
@@ -289,6 +290,9 @@ class _Server:
             inode, size = frames.parse_list_names(frame)
             names = self._plane.attribute_names(inode)
             self._reply(frames.list_names_reply(unique, names, size))
+        elif opcode == _GETXATTR and not frames.parse_attribute_name(frame).startswith(USER_XATTRS):
+            # ls asks each file for an ACL and a label, but not again once it hears this.
+            self._reply(frames.error_reply(unique, errno.EOPNOTSUPP))
         elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
             return
         elif opcode not in _FORGETS:
@@ -391,6 +395,7 @@ class _Server:
 
 _READ = int(frames.Opcode.READ)
 _LSEEK = int(frames.Opcode.LSEEK)
+_GETXATTR = int(frames.Opcode.GETXATTR)
 _LISTXATTR = int(frames.Opcode.LISTXATTR)
 _INTERRUPT = int(frames.Opcode.INTERRUPT)
 _FORGETS = (int(frames.Opcode.FORGET), int(frames.Opcode.BATCH_FORGET))

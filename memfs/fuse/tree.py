@@ -15,7 +15,18 @@ from contextlib import suppress
 from memfs.errors import NoSuchEntry
 from memfs.fuse.attributes import Attributes, Entry
 from memfs.fuse.contents import Contents
-from memfs.fuse.inodes import CommDir, Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, identity_of
+from memfs.fuse.inodes import (
+    CommDir,
+    Fixed,
+    Inodes,
+    Name,
+    Node,
+    Owner,
+    ProcessNode,
+    SinceNode,
+    VmaNode,
+    identity_of,
+)
 from memfs.fuse.inspector import Inspector
 from memfs.fuse.names import SINCE_NAME
 from memfs.fuse.population import Population, comm_of
@@ -233,6 +244,17 @@ class Tree:
             MemfsError: the process or the mapping is gone, or may not be looked into.
         """
         return self._inspector.attributes(node)
+
+    def owner_of(self, node: Node) -> tuple[int, int]:
+        """The uid and gid that own *node*, a file of a process or of a snapshot, now.
+
+        Raises:
+            NoSuchEntry: it has ended, or was let go; or *node* is of neither.
+        """
+        if not isinstance(node, ProcessNode | VmaNode | SinceNode):
+            raise NoSuchEntry("it is of no process")
+        ownership = self._inspector.ownership(node.owner)
+        return ownership.uid, ownership.gid
 
 
 _ROOT = Fixed(Name.ROOT)
