@@ -11,12 +11,13 @@ import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import attrs
 
 from memfs.copy.crew import CHUNK_BYTES, Crew, Work, pages
-from memfs.copy.newfile import PRIVATE_DIRECTORY, PRIVATE_FILE, remove, write_all
+from memfs.copy.held import Image
+from memfs.copy.newfile import write_all
+from memfs.linux.folder import reopen
 from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import punch_hole, start_writing
 
@@ -111,9 +112,9 @@ class Bytes:
 class Editor:
     """Carries the edits of a journal out on an image in place."""
 
-    def __init__(self, root: Path, data: Bytes, crew: Crew) -> None:
-        """Edit *root*, a file or a directory."""
-        self._root = root
+    def __init__(self, image: Image, data: Bytes, crew: Crew) -> None:
+        """Edit *image*, a file or a directory."""
+        self._image = image
         self._bytes = data
         self._crew = crew
         self._fd = -1
@@ -136,30 +137,28 @@ class Editor:
         if edit.kind is Kind.DATA:  # there may be one for each page
             self._data.append(edit)
             return
-        path = self._root / edit.name if edit.name else self._root
         if edit.kind is Kind.FILE:
             self._leave_file()
-            self._enter_file(path, edit)
+            self._enter_file(edit)
         elif edit.kind is Kind.HOLE:
             make_hole(self._fd, edit.offset, edit.size)
         elif edit.kind is Kind.MOVE:
             with contextlib.suppress(FileNotFoundError):  # it has been done before
-                os.rename(path, self._root / edit.other)
+                self._image.at(edit.name).rename_to(self._image.at(edit.other))
         else:
+            entry = self._image.at(edit.name)
             with contextlib.suppress(FileNotFoundError):
-                remove(path)
+                entry.remove()
             if edit.kind is Kind.LINK:
-                path.symlink_to(edit.other)
+                entry.link_to(edit.other)
 
-    def _enter_file(self, path: Path, edit: Edit) -> None:
-        path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags | os.O_CREAT, PRIVATE_FILE)
+    def _enter_file(self, edit: Edit) -> None:
+        self._fd = self._image.open(edit.name, os.O_RDWR | os.O_CREAT)
         if edit.offset:
             os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, edit.size)
         with contextlib.suppress(OSError):  # not all file systems have it
-            self._direct = os.open(path, flags | os.O_DIRECT)
+            self._direct = reopen(self._fd, os.O_RDWR | os.O_DIRECT)
 
     def _leave_file(self) -> None:
         data, self._data = self._data, []

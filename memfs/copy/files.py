@@ -9,11 +9,13 @@ import attrs
 
 from memfs.copy import digests
 from memfs.copy.crew import CHUNK_BYTES, Crew, Work
-from memfs.copy.mark import Mark, write_mark
+from memfs.copy.held import Image
+from memfs.copy.mark import Mark, mark_file, size_and_time
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import NewFile, cannot_write
 from memfs.copy.reading import Reading, chunks, data_extents
 from memfs.errors import CannotCopy
+from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span
 
 
@@ -144,21 +146,23 @@ def _outside(found: Iterator[Span], known: list[Span]) -> Iterator[Span]:
             yield Span(start, span.end)
 
 
-def check(source: Path, image: Path, tools: Tools) -> str:
-    """Compare *image*, read from the disk, with *source*, if that is wished; returns its digest, if wanted.
+def check(source: Path, image: Image, name: str, tools: Tools) -> str:
+    """Compare the file *name* of *image*, read from the disk, with *source*, if that is wished.
+
+    Returns its digest, if wanted.
 
     Raises:
         CannotCopy: they differ.
     """
     if tools.checks.verify:
         tools.meter.doing = "verifying"
-        with Reading(source) as wanted, Reading(image, flags=0) as found:
+        with Reading(source) as wanted, image.reading(name) as found:
             os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             extents = list(wanted.extents())
             outside = list(_outside(data_extents(found.fd, found.size_bytes), extents))
             tools.meter.expect(sum(extent.size for extent in extents))
             if wanted.size_bytes != found.size_bytes:
-                raise _differs(image)
+                raise _differs(found.path)
             tools.crew.run(
                 functools.partial(_check_piece, wanted, found, tools.meter, piece)
                 for piece in chunks(extents)
@@ -169,7 +173,7 @@ def check(source: Path, image: Path, tools: Tools) -> str:
     if not tools.checks.checksum:
         return ""
     content = digests.Content()
-    with Reading(image, flags=0) as found, memoryview(bytearray(CHUNK_BYTES)) as buffer:
+    with image.reading(name) as found, memoryview(bytearray(CHUNK_BYTES)) as buffer:
         for number, piece in enumerate(chunks(list(data_extents(found.fd, found.size_bytes)))):
             view = buffer[: piece.size]
             found.read_into(piece.start, view)
@@ -192,14 +196,14 @@ def _check_piece(
         meter.add(piece.size)
 
 
-def _differs(target: Path) -> CannotCopy:
+def _differs(target: Entry | Path) -> CannotCopy:
     return CannotCopy(
         f"what was read back differs from what was written to {target}",
         "the disk or its driver fails: see the kernel's log",
     )
 
 
-def copy_file(source: Path, target: Path, mark: Mark | None, tools: Tools) -> tuple[str, str]:
+def copy_file(source: Path, target: Entry, mark: Mark | None, tools: Tools) -> tuple[str, str]:
     """Copy the file *source* to *target*; returns the digest, if wanted, and why it was buffered.
 
     *mark* is what the image says of itself, but for its size and time.
@@ -212,9 +216,8 @@ def copy_file(source: Path, target: Path, mark: Mark | None, tools: Tools) -> tu
         try:
             digest = fill(reading, new, tools)
             if mark is not None:
-                stat = os.fstat(new.fd)
-                whole = attrs.evolve(mark, files={"": (stat.st_size, stat.st_mtime_ns)})
-                write_mark(target, whole, new.fd)
+                files = {"": size_and_time(os.fstat(new.fd))}
+                mark_file(new.fd, target, attrs.evolve(mark, files=files))
             new.install()
             return digest, new.buffered
         finally:

@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 
 from memfs.copy import files, journal, stream, tree
 from memfs.copy.crew import Crew
+from memfs.copy.destination import Special, found
 from memfs.copy.digests import Content
 from memfs.copy.files import Checks, Tools
-from memfs.copy.mark import Mark, describe_files, part_of, read_mark, write_mark
+from memfs.copy.held import Image
+from memfs.copy.mark import Mark, part_of, read_mark
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import clear_leftovers
 from memfs.copy.place import Place, find_place
@@ -18,6 +19,7 @@ from memfs.copy.reading import Reading
 from memfs.copy.since import is_shared, read_changes, snapshot_id
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
+from memfs.linux.folder import Entry
 
 
 @attrs.frozen
@@ -63,26 +65,32 @@ def run(request: Request, meter: Meter, note: Note) -> None:
     place = find_place(request.source)
     crew = Crew()
     tools = Tools(crew, meter, request.checks)
+    name = None if place.path.is_dir() else place.path.name
     try:
-        if stream.is_stream(request.destination):
-            _to_stream(request, place, meter, note)
+        if request.destination == "-":
+            _to_stream(request, place, None, meter, note)
             return
-        target = _target_of(request.destination)
-        if target.is_dir() and not place.path.is_dir():
-            target /= place.path.name
-        journal.finish(target, crew)
-        clear_leftovers(target)
-        if request.since is not None and update(
-            place, request.since, target, read_changes(place, request.since), tools
-        ):
-            _check(place, target, tools, note)
-        elif place.path.is_dir():
-            _copy_directory(place, target, tools, note)
-        else:
-            digest, buffered = files.copy_file(place.path, target, _mark_of(place), tools)
-            note(Copied(str(target), digest, buffered))
+        with found(request.destination, name) as target:
+            if isinstance(target, Special):
+                _to_stream(request, place, target, meter, note)
+            else:
+                _to_image(request, place, target, tools, note)
     finally:
         crew.close()
+
+
+def _to_image(request: Request, place: Place, target: Entry, tools: Tools, note: Note) -> None:
+    journal.finish(target, tools.crew)
+    clear_leftovers(target)
+    if request.since is not None and update(
+        place, request.since, target, read_changes(place, request.since), tools
+    ):
+        _check(place, target, tools, note)
+    elif place.path.is_dir():
+        _copy_directory(place, target, tools, note)
+    else:
+        digest, buffered = files.copy_file(place.path, target, _mark_of(place), tools)
+        note(Copied(str(target), digest, buffered))
 
 
 def _mark_of(place: Place) -> Mark | None:
@@ -92,22 +100,16 @@ def _mark_of(place: Place) -> Mark | None:
     return Mark(snapshot_id(place.snapshot), part_of(place.parts))
 
 
-def _check(place: Place, image: Path, tools: Tools, note: Note) -> None:
-    mark = read_mark(image)
-    for name in mark.files if mark is not None else ():
-        digest = files.check(place.path / name, image / name, tools)
-        note(Copied(str(image / name), digest, ""))
+def _check(place: Place, target: Entry, tools: Tools, note: Note) -> None:
+    with Image(target) as image:
+        mark = read_mark(image)
+        for name in mark.files if mark is not None else ():
+            digest = files.check(place.path / name, image, name, tools)
+            note(Copied(os.path.join(str(target), name) if name else str(target), digest, ""))
 
 
-def _target_of(destination: str) -> Path:
-    """What a symbolic link leads to is replaced, and not the link."""
-    target = Path(os.path.realpath(destination))
-    if not target.parent.is_dir():
-        raise CannotCopy(f"there is no directory {target.parent}", f"mkdir -p {target.parent}")
-    return target
-
-
-def _to_stream(request: Request, place: Place, meter: Meter, note: Note) -> None:
+def _to_stream(request: Request, place: Place, special: Special | None, meter: Meter, note: Note) -> None:
+    """Send it to *special*, or to stdout."""
     if request.since is not None:
         raise BadOption("a stream has no image that --since could bring up to date", "name the image")
     if request.checks.verify:
@@ -121,7 +123,7 @@ def _to_stream(request: Request, place: Place, meter: Meter, note: Note) -> None
     content = Content() if request.checks.checksum else None
     shared = content is None and _is_shared(place)
     flags = 0 if shared else os.O_DIRECT
-    with stream.opened(request.destination) as out, Reading(place.path, flags) as reading:
+    with stream.opened(special, request.destination) as out, Reading(place.path, flags) as reading:
         if shared:
             stream.send_shared(reading, out, request.destination, meter)
         else:
@@ -135,18 +137,16 @@ def _is_shared(place: Place) -> bool:
     return place.snapshot is None and place.parts[:1] == ("vmas",) and is_shared(place.parts[1])
 
 
-def _copy_directory(place: Place, target: Path, tools: Tools, note: Note) -> None:
+def _copy_directory(place: Place, target: Entry, tools: Tools, note: Note) -> None:
     items = tree.list_items(place.path, place.parts)
     copied: list[Copied] = []
 
     def keep(name: str, digest: str, buffered: str) -> None:
-        copied.append(Copied(str(target / name), digest, buffered))
+        copied.append(Copied(f"{target}/{name}", digest, buffered))
 
     with tree.NewDirectory(target) as new:
         tree.copy_tree(place.path, items, new, tools, keep, live=place.snapshot is None)
-        names = [item.name for item in items if (new.path / item.name).is_file() and item.link is None]
-        mark = _mark_of(place) or Mark("", part_of(place.parts))
-        write_mark(new.path, attrs.evolve(mark, files=describe_files(new.path, names)))
-        new.install()
+        names = [item.name for item in items if item.link is None]
+        new.install(_mark_of(place) or Mark("", part_of(place.parts)), names)
     for one in copied:
         note(one)

@@ -8,19 +8,21 @@ then the new mark of the image and the edits; then where these begin and how lon
 import contextlib
 import fcntl
 import os
+import stat as stat_module
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import attrs
 
 from memfs.copy.carry import Slot
 from memfs.copy.crew import Crew, pages
 from memfs.copy.edits import Bytes, Edit, Editor, pack, unpack
-from memfs.copy.mark import Mark, describe_files, parse_mark, write_mark
-from memfs.copy.newfile import NewFile, cannot_write, sync_directory, write_all
+from memfs.copy.held import Image
+from memfs.copy.mark import Mark, mark_image, parse_mark
+from memfs.copy.newfile import NewFile, cannot_write, write_all
 from memfs.errors import CannotCopy
+from memfs.linux.folder import Entry, is_ours
 from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import sync_file_system
 
@@ -28,9 +30,9 @@ _TRAILER = struct.Struct("<QQQ")
 """Where the mark begins, its length, and that of the edits behind it."""
 
 
-def journal_of(image: Path) -> Path:
+def journal_of(image: Entry) -> Entry:
     """Where the journal of *image* is, if there is one."""
-    return image.parent / f".{image.name}.memfs-journal"
+    return image.beside(f".{image.name}.memfs-journal")
 
 
 _KEPT_BYTES = 64 << 20
@@ -40,14 +42,14 @@ _KEPT_BYTES = 64 << 20
 class Journal:
     """A journal in the making; threads add to it. The owner closes it."""
 
-    def __init__(self, image: Path) -> None:
+    def __init__(self, image: Image) -> None:
         """Begin the journal of an update of *image*.
 
         Raises:
             CannotCopy: there is no room, or no right to make it.
         """
         self.image = image
-        self._file = NewFile(journal_of(image))
+        self._file = NewFile(journal_of(image.entry))
         self._lock = threading.Lock()
         self._edits: list[Edit] = []
         self._end = 0
@@ -82,13 +84,14 @@ class Journal:
         try:
             write_all(self._file.fd, slot.at, slot.view)
         except OSError as error:
-            raise cannot_write(self.image, error) from None
+            raise cannot_write(self.image.entry, error) from None
         with self._lock:
             self._edits += edits
 
     def commit(self, mark: Mark) -> None:
         """Have it on the disk, under its name: from now on the update will be done, sooner or later."""
-        text, edits = mark.format(), pack(self._edits)
+        inode = os.fstat(self.image.fd).st_ino
+        text, edits = attrs.evolve(mark, inode=inode).format(), pack(self._edits)
         tail = text + edits + _TRAILER.pack(self._end, len(text), len(edits))
         padded = pages(-(-len(tail) // PAGE_BYTES) * PAGE_BYTES)
         padded[: len(tail)] = tail
@@ -103,10 +106,10 @@ class Journal:
             CannotCopy: it cannot be done: then the image is not whole until it is.
         """
         # Who else finds it waits for the lock that its file has had since it was made.
-        with _explained(self.image):
+        with _explained(self.image.entry):
             kept = self._kept[: self._kept_end]
             _carry_out(self.image, mark, self._edits, Bytes(self._file.fd, kept), crew)
-            _remove(journal_of(self.image))
+            _remove(journal_of(self.image.entry))
 
     def close(self) -> None:
         """Let go of it; what was not committed is gone then."""
@@ -122,7 +125,7 @@ class Stay:
         is_over: whether it has.
     """
 
-    def __init__(self, image: Path, mark: Mark) -> None:
+    def __init__(self, image: Image, mark: Mark) -> None:
         self._image = image
         self._mark = mark
         self._book: Journal | None = None
@@ -143,12 +146,12 @@ class Stay:
         book, self._book = self._book, None
         if book is not None:
             if not self.is_over:
-                _remove(journal_of(self._image))
+                _remove(journal_of(self._image.entry))
             book.close()
 
 
 @contextlib.contextmanager
-def _explained(image: Path) -> Iterator[None]:
+def _explained(image: Entry) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, struct.error) as error:
@@ -158,40 +161,67 @@ def _explained(image: Path) -> Iterator[None]:
         ) from None
 
 
-def finish(image: Path, crew: Crew) -> None:
-    """Carry out the journal of *image*, if it has one.
+def finish(image: Entry, crew: Crew) -> None:
+    """Carry out the journal of *image*, if it has one; without an image it is removed.
 
     Raises:
-        CannotCopy: it cannot be: then the image is not whole until it is.
+        CannotCopy: another user can have written it; or it cannot be carried out, and then the image is not
+            whole until it is.
     """
-    path = journal_of(image)
+    entry = journal_of(image)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = entry.open()
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise cannot_write(image, error) from None
+    except OSError as error:  # a symbolic link, a socket
+        raise _no_journal(entry, os.strerror(error.errno or 0)) from None
     try:
-        with _explained(image):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            found = os.fstat(fd)
-            if found.st_uid != os.geteuid():
-                raise CannotCopy(
-                    f"{path} was written by uid {found.st_uid}, and would be carried out as you",
-                    "remove it, or let that user finish his copy",
-                )
-            if found.st_nlink:
-                mark, edits = _read_tail(fd, found.st_size)
-                _carry_out(image, mark, edits, Bytes(fd), crew)
-                _remove(path)
+        found = os.fstat(fd)
+        if found.st_nlink:
+            _ensure_ours(entry, found)
+            with _explained(image):
+                # Only this user can have opened it, so no one else holds the lock.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                found = os.fstat(fd)
+                if found.st_nlink:  # else it has been carried out meanwhile
+                    _finish(image, fd, found.st_size, crew)
     finally:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
+def _ensure_ours(journal: Entry, found: os.stat_result) -> None:
+    """Make sure that this user wrote a journal, and that no one else can have opened it."""
+    if stat_module.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
+        raise CannotCopy(
+            f"{journal} was written by uid {found.st_uid}, and would be carried out as you",
+            "remove it, or let that user finish his copy",
+        )
+    if not is_ours(found):
+        raise _no_journal(journal, "a journal is a file with one name and mode 0600")
+
+
+def _no_journal(journal: Entry, reason: str) -> CannotCopy:
+    return CannotCopy(f"{journal} is no journal of memfs copy ({reason})", "remove it")
+
+
+def _finish(image: Entry, journal: int, size_bytes: int, crew: Crew) -> None:
+    mark, edits = _read_tail(journal, size_bytes)
+    try:
+        held = Image(image)
+    except FileNotFoundError:
+        pass
+    else:
+        with held:
+            if not image.folder.is_private and mark.inode != os.fstat(held.fd).st_ino:
+                raise ValueError("it is the journal of another image")
+            _carry_out(held, mark, edits, Bytes(journal), crew)
+    _remove(journal_of(image))
+
+
+def _remove(journal: Entry) -> None:
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    sync_directory(path.parent)
+        journal.unlink()
+    journal.folder.sync()
 
 
 def _read_tail(journal: int, size: int) -> tuple[Mark, Iterator[Edit]]:
@@ -200,17 +230,8 @@ def _read_tail(journal: int, size: int) -> tuple[Mark, Iterator[Edit]]:
     return mark, unpack(os.pread(journal, edits_bytes, begin + mark_bytes))
 
 
-def _carry_out(image: Path, mark: Mark, edits: Iterable[Edit], data: Bytes, crew: Crew) -> None:
+def _carry_out(image: Image, mark: Mark, edits: Iterable[Edit], data: Bytes, crew: Crew) -> None:
     Editor(image, data, crew).run(edits)
-    if image.is_dir():
-        fd = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_file_system(fd)
-        finally:
-            os.close(fd)
-    set_mark(image, mark)
-
-
-def set_mark(image: Path, mark: Mark) -> None:
-    """Give *image* that mark, with the sizes and times that its files have now."""
-    write_mark(image, attrs.evolve(mark, files=describe_files(image, list(mark.files))))
+    if image.folder is not None:
+        sync_file_system(image.fd)
+    mark_image(image, mark)

@@ -8,12 +8,13 @@ import contextlib
 import errno
 import json
 import os
-from pathlib import Path
 
 import attrs
 
-from memfs.copy.newfile import PRIVATE_FILE
+from memfs.copy.held import Image
+from memfs.copy.newfile import NewFile, cannot_write
 from memfs.errors import CannotCopy
+from memfs.linux.folder import Entry, Folder, is_ours
 
 MARK_NAME = ".memfs-image"
 """The file in a directory by which it is known as an image of ours."""
@@ -30,11 +31,13 @@ class Mark:
         snapshot: the name of the snapshot that no other one has.
         part: what of it the image shows; a VMA by its start, since its end may move.
         files: size in bytes and mtime in nanoseconds of each file by its name; that of a file itself is "".
+        inode: in a journal, the inode number of the image that it is for; else 0.
     """
 
     snapshot: str
     part: str
     files: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    inode: int = 0
 
     def format(self) -> bytes:
         """As it is stored."""
@@ -50,7 +53,7 @@ def parse_mark(text: bytes) -> Mark:
     try:
         found = json.loads(text)
         files = {str(name): (int(size), int(mtime)) for name, (size, mtime) in found["files"].items()}
-        return Mark(str(found["snapshot"]), str(found["part"]), files)
+        return Mark(str(found["snapshot"]), str(found["part"]), files, int(found.get("inode", 0)))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError("no mark") from error
 
@@ -62,58 +65,89 @@ def part_of(names: tuple[str, ...]) -> str:
     return "/".join(names)
 
 
-def _beside(image: Path) -> Path:
-    return image.parent / f".{image.name}.memfs-image"
+def _beside(image: Entry) -> Entry:
+    return image.beside(f".{image.name}.memfs-image")
 
 
-def write_mark(image: Path, mark: Mark, fd: int = -1) -> None:
-    """Store *mark* with *image*, whose files are as they will stay; *fd* is a file that has no name yet."""
-    if fd < 0 and image.is_dir():
-        _write_small(image / MARK_NAME, mark.format())
-        return
+def mark_file(fd: int, image: Entry, mark: Mark) -> None:
+    """Store *mark* with the file *fd*, which is *image* or will be, and is as it will stay.
+
+    Raises:
+        CannotCopy: it cannot be.
+    """
     try:
-        os.setxattr(fd if fd >= 0 else image, _XATTR, mark.format())
+        os.setxattr(fd, _XATTR, mark.format())
     except OSError as error:
         if error.errno not in _NO_XATTRS:
-            raise
+            raise cannot_write(image, error) from None
         _write_small(_beside(image), mark.format())
     else:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # there is none, or it is not ours to remove
             _beside(image).unlink()
 
 
-def _write_small(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
+def mark_directory(folder: Folder, mark: Mark) -> None:
+    """Store *mark* in the directory *folder*, whose files are as they will stay.
+
+    Raises:
+        CannotCopy: it cannot be.
+    """
+    _write_small(Entry(folder, MARK_NAME), mark.format())
+
+
+def mark_image(image: Image, mark: Mark) -> None:
+    """Store *mark* with *image*, with the sizes and times that its files have now.
+
+    Raises:
+        CannotCopy: it cannot be.
+        OSError: one of its files is not there.
+    """
+    whole = attrs.evolve(mark, files=describe_files(image, list(mark.files)), inode=0)
+    if image.folder is not None:
+        mark_directory(image.folder, whole)
+    else:
+        mark_file(image.fd, image.entry, whole)
+
+
+def _write_small(entry: Entry, content: bytes) -> None:
+    new = NewFile(entry, direct=False)
     try:
-        os.write(fd, content)
-        os.fsync(fd)
+        new.write(0, memoryview(content))
+        new.finish(len(content))
+        new.install()
     finally:
-        os.close(fd)
-    os.rename(temporary, path)
+        new.close()
 
 
-def read_mark(image: Path) -> Mark | None:
-    """The mark of *image*; None where it has none that can be read."""
+def read_mark(image: Image) -> Mark | None:
+    """The mark of *image*; None where it has none that can be read, or another user can have written it."""
     with contextlib.suppress(OSError, ValueError):
-        if image.is_dir():
-            return parse_mark((image / MARK_NAME).read_bytes())
+        if image.folder is not None:
+            return parse_mark(_read_small(Entry(image.folder, MARK_NAME)))
         with contextlib.suppress(OSError):
-            return parse_mark(os.getxattr(image, _XATTR))
-        return parse_mark(_beside(image).read_bytes())
+            return parse_mark(os.getxattr(image.fd, _XATTR))
+        return parse_mark(_read_small(_beside(image.entry)))
     return None
 
 
-def describe_files(image: Path, names: list[str]) -> dict[str, tuple[int, int]]:
+def _read_small(entry: Entry) -> bytes:
+    with open(entry.open_file(), "rb") as file:
+        if not (entry.folder.is_private or is_ours(os.fstat(file.fileno()))):
+            raise ValueError("not ours")
+        return file.read()
+
+
+def describe_files(image: Image, names: list[str]) -> dict[str, tuple[int, int]]:
     """Sizes and times of files of *image*, for a mark."""
-    found = {}
-    for name in names:
-        stat = os.stat(image / name)
-        found[name] = (stat.st_size, stat.st_mtime_ns)
-    return found
+    return {name: size_and_time(image.stat(name)) for name in names}
 
 
-def ensure_fits(image: Path, mark: Mark | None, snapshot: str, name: str, part: str) -> Mark:
+def size_and_time(found: os.stat_result) -> tuple[int, int]:
+    """What a mark tells of a file."""
+    return found.st_size, found.st_mtime_ns
+
+
+def ensure_fits(image: Image, mark: Mark | None, snapshot: str, name: str, part: str) -> Mark:
     """Make sure that *image* is what *snapshot*, called *name*, was when it was copied.
 
     Raises:

@@ -1,7 +1,8 @@
 """A file that gets its name when it is whole: until then it has none, or one beside the destination.
 
 Where the file system can (O_TMPFILE), nothing is left of a file whose maker is killed. Elsewhere it has
-a name of our own, and the next copy to the same destination clears it away.
+a name of our own, and the next copy to the same destination clears it away, unless another user can have
+put it there.
 """
 
 import contextlib
@@ -9,9 +10,9 @@ import errno
 import fcntl
 import os
 import stat as stat_module
-from pathlib import Path
 
 from memfs.errors import CannotCopy
+from memfs.linux.folder import Entry, Folder, is_ours
 from memfs.linux.mountinfo import read_mounts
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import reserve
@@ -27,7 +28,7 @@ _MEMORY_FILE_SYSTEMS = (b"tmpfs", b"ramfs")
 _MOST_RESERVED = 4096
 
 
-def cannot_write(path: Path, error: OSError) -> CannotCopy:
+def cannot_write(path: Entry | str, error: OSError) -> CannotCopy:
     """The error for a destination that does not take what it is given."""
     if error.errno in _NO_ROOM:
         return CannotCopy(
@@ -41,9 +42,9 @@ def cannot_write(path: Path, error: OSError) -> CannotCopy:
     return CannotCopy(f"{path} cannot be written ({error.strerror or error})", "what was there is kept")
 
 
-def why_buffered(directory: Path) -> str:
+def why_buffered(directory: Folder) -> str:
     """Why files in *directory* are written through the page cache; empty where they need not be."""
-    device = os.stat(directory).st_dev
+    device = directory.stat.st_dev
     for mount in read_mounts():
         if os.makedev(*mount.device) == device and mount.fs_type in _MEMORY_FILE_SYSTEMS:
             return f"{mount.fs_type.decode()} keeps its files in memory"
@@ -58,7 +59,7 @@ class NewFile:
         buffered: why it is written through the page cache; empty where O_DIRECT goes past it.
     """
 
-    def __init__(self, target: Path, *, direct: bool = True, named: bool = False) -> None:
+    def __init__(self, target: Entry, *, direct: bool = True, named: bool = False) -> None:
         """Make a file that is to become *target*; *named* gives it that name at once, it being new.
 
         Raises:
@@ -66,38 +67,38 @@ class NewFile:
         """
         self.target = target
         self.buffered = "" if direct else "it is small"
-        self._temporary: Path | None = None
+        self._temporary: Entry | None = None
         self._named = named
         try:
             if direct:
-                self.buffered = why_buffered(target.parent)
+                self.buffered = why_buffered(target.folder)
             self.fd = self._open()
         except OSError as error:
             raise cannot_write(target, error) from None
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC
         if not self.buffered:
             try:
-                return self._open_as(flags | os.O_DIRECT)
+                return self._open_as(os.O_RDWR | os.O_DIRECT)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 self.buffered = "the file system has no O_DIRECT"
-        return self._open_as(flags)
+        return self._open_as(os.O_RDWR)
 
     def _open_as(self, flags: int) -> int:
+        new = flags | os.O_CREAT | os.O_EXCL
         if self._named:
-            return os.open(self.target, flags | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+            return self.target.open(new, PRIVATE_FILE)
         clear_leftovers(self.target)
         try:
-            fd = os.open(self.target.parent, flags | os.O_TMPFILE, PRIVATE_FILE)
+            fd = self.target.beside(".").open(flags | os.O_TMPFILE, PRIVATE_FILE)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            path = temporary_name(self.target)
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
-            self._temporary = path
+            temporary = temporary_of(self.target)
+            fd = temporary.open(new, PRIVATE_FILE)
+            self._temporary = temporary
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
 
@@ -157,35 +158,29 @@ class NewFile:
             if self._temporary is None:
                 self._link()
             if self._temporary is not None:
-                os.rename(self._temporary, self.target)
+                self._temporary.rename_to(self.target)
                 self._temporary = None
-            sync_directory(self.target.parent)
+            self.target.folder.sync()
         except OSError as error:
             raise cannot_write(self.target, error) from None
 
     def _keep_attributes(self) -> None:
-        """A file that is replaced keeps its owner and its mode."""
-        with contextlib.suppress(FileNotFoundError):
-            before = os.stat(self.target)
+        """A file that is replaced keeps its owner and its mode, if no other user can have put it there."""
+        before = self.target.stat() if self.target.folder.is_private else None
+        if before is not None and stat_module.S_ISREG(before.st_mode):
             with contextlib.suppress(PermissionError):
                 os.fchown(self.fd, before.st_uid, before.st_gid)
             os.fchmod(self.fd, stat_module.S_IMODE(before.st_mode))
 
     def _link(self) -> None:
-        directory = os.open(self.target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            itself = f"/proc/self/fd/{self.fd}"
+        with contextlib.suppress(FileExistsError):
+            self.target.link_from(self.fd)
+            return
+        while self._temporary is None:
+            temporary = temporary_of(self.target)
             with contextlib.suppress(FileExistsError):
-                # With a directory's descriptor Python calls linkat(2), which follows this link.
-                os.link(itself, self.target.name, src_dir_fd=directory, dst_dir_fd=directory)
-                return
-            while self._temporary is None:
-                path = temporary_name(self.target)
-                with contextlib.suppress(FileExistsError):
-                    os.link(itself, path.name, src_dir_fd=directory, dst_dir_fd=directory)
-                    self._temporary = path
-        finally:
-            os.close(directory)
+                temporary.link_from(self.fd)
+                self._temporary = temporary
 
     def close(self) -> None:
         """Let go of it; what was not installed is gone then."""
@@ -208,46 +203,33 @@ def _set_direct(fd: int, on: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
 
 
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def temporary_prefix(target: Path) -> str:
+def temporary_prefix(target: Entry) -> str:
     """How the names of ours beside *target* begin."""
     return f".{target.name[:_PREFIX_LETTERS]}.memfs-new-"
 
 
-def temporary_name(target: Path) -> Path:
-    """A new one."""
-    return target.parent / f"{temporary_prefix(target)}{os.urandom(4).hex()}"
+def temporary_of(target: Entry) -> Entry:
+    """A new one, which no one can guess."""
+    return target.beside(f"{temporary_prefix(target)}{os.urandom(8).hex()}")
 
 
-def clear_leftovers(target: Path) -> None:
+def clear_leftovers(target: Entry) -> None:
     """Remove what copies to *target* left whose process was killed: the living hold a lock on theirs."""
-    for left in target.parent.glob(f"{_escape_glob(temporary_prefix(target))}*"):
-        with contextlib.suppress(OSError):
-            fd = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(left)
-            finally:
-                os.close(fd)
+    folder = target.folder
+    if not (folder.is_private or folder.is_sticky):
+        return  # anyone could give that name to anything of ours
+    prefix = temporary_prefix(target)
+    for name in folder.names():
+        if name.startswith(prefix):
+            with contextlib.suppress(OSError):
+                _clear_leftover(target.beside(name))
 
 
-def _escape_glob(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a directory and all that is in it."""
-    if path.is_dir() and not path.is_symlink():
-        for child in path.iterdir():
-            remove(child)
-        path.rmdir()
-    else:
-        path.unlink()
+def _clear_leftover(left: Entry) -> None:
+    fd = left.open()
+    try:
+        if left.folder.is_private or is_ours(os.fstat(fd)):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.remove()
+    finally:
+        os.close(fd)

@@ -13,6 +13,7 @@ from memfs.errors import CannotCopy
 from memfs.fuse.names import FS_TYPE
 from memfs.linux.mountinfo import Mount, mounts_of_type
 
+_ROOT = 0
 _SHORT = re.compile(r"[1-9]\d*(/.*)?")
 
 
@@ -41,10 +42,13 @@ class Place:
 def find_place(source: str) -> Place:
     """The place of *source*: a path in a mount, or what follows the mount point in one.
 
+    The mount is one of root's or of this user's: any user can mount a file system of that type, and serve
+    in it what he likes.
+
     Raises:
         CannotCopy: there is none, or it is not in a mount of memfs.
     """
-    mounts = mounts_of_type(FS_TYPE)
+    mounts = [mount for mount in mounts_of_type(FS_TYPE) if mount.owner in (_ROOT, os.geteuid())]
     path = _existing(source, mounts)
     for mount in mounts:
         mountpoint = Path(os.fsdecode(mount.mountpoint))

@@ -35,15 +35,15 @@ class Reading:
         size_bytes: as it is now that the file is open: before, the size of a live core is a guess.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_DIRECT) -> None:
-        """Open *path*, by default past the page cache.
+    def __init__(self, path: Path, flags: int = os.O_DIRECT, *, fd: int = -1) -> None:
+        """Open *path*, by default past the page cache; or own *fd*, which is open already.
 
         Raises:
-            CannotCopy: it cannot be.
+            CannotCopy: it cannot be opened.
         """
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags) if fd < 0 else fd
         except OSError as error:
             raise cannot_read(path, error) from None
         self.size_bytes = os.fstat(self.fd).st_size

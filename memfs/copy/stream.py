@@ -13,16 +13,16 @@ import errno
 import mmap
 import os
 import queue
-import stat as stat_module
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from memfs.copy.crew import CHUNK_BYTES
+from memfs.copy.destination import Special
 from memfs.copy.digests import Content
 from memfs.copy.meter import Meter
 from memfs.copy.reading import Reading, chunks
 from memfs.errors import CannotCopy
+from memfs.linux.folder import reopen
 from memfs.linux.pipe import grow
 from memfs.linux.span import Span
 
@@ -157,40 +157,27 @@ def _gone(name: str) -> CannotCopy:
 
 
 @contextlib.contextmanager
-def opened(destination: str) -> Iterator[int]:
-    """A descriptor of *destination*: ``-`` for stdout, a pipe, a device, or a socket to connect to.
+def opened(special: Special | None, name: str) -> Iterator[int]:
+    """A descriptor that bytes can be written to: stdout, a pipe, a device, or a connection to a socket.
 
     Raises:
         CannotCopy: no one is there.
     """
-    if destination == "-":
+    if special is None:
         yield 1
         return
     try:
-        if Path(destination).is_socket():
+        if special.is_socket:
             import socket
 
             with socket.socket(socket.AF_UNIX) as client:
-                client.connect(destination)
+                client.connect(f"/proc/self/fd/{special.fd}")
                 yield client.fileno()
             return
-        fd = os.open(destination, os.O_WRONLY | os.O_CLOEXEC)
+        fd = reopen(special.fd, os.O_WRONLY)
     except OSError as error:
-        raise CannotCopy(
-            f"{destination} cannot be opened ({error.strerror})", "see who reads there"
-        ) from None
+        raise CannotCopy(f"{name} cannot be opened ({error.strerror})", "see who reads there") from None
     try:
         yield fd
     finally:
         os.close(fd)
-
-
-def is_stream(destination: str) -> bool:
-    """Whether *destination* takes bytes one after the other: it is there, and no file and no directory."""
-    if destination == "-":
-        return True
-    try:
-        mode = os.stat(destination).st_mode
-    except OSError:
-        return False
-    return not (stat_module.S_ISREG(mode) or stat_module.S_ISDIR(mode))

@@ -14,20 +14,20 @@ from typing import Self
 
 import attrs
 
+from memfs.copy.destination import ensure_ours
 from memfs.copy.files import Tools, fill
-from memfs.copy.mark import MARK_NAME
+from memfs.copy.mark import MARK_NAME, Mark, mark_directory, size_and_time
 from memfs.copy.newfile import (
     PRIVATE_DIRECTORY,
     NewFile,
     cannot_write,
     clear_leftovers,
-    remove,
-    sync_directory,
-    temporary_name,
+    temporary_of,
 )
 from memfs.copy.reading import Reading, cannot_read
 from memfs.errors import CannotCopy
-from memfs.linux.syscalls import exchange, sync_file_system
+from memfs.linux.folder import Entry, Folder
+from memfs.linux.syscalls import sync_file_system
 
 _SMALL_BYTES = 1 << 20
 _LEFT_OUT = frozenset(("mem", "core", "proc", "snapshots"))
@@ -75,64 +75,103 @@ def _items(directory: Path, prefix: str) -> Iterator[Item]:
 
 
 class NewDirectory:
-    """A directory in the making, beside its place. The owner closes it, whether or not it was installed."""
+    """A directory in the making, beside its place. The owner closes it, whether or not it was installed.
 
-    def __init__(self, target: Path) -> None:
+    Attributes:
+        folder: it, held.
+    """
+
+    def __init__(self, target: Entry) -> None:
         """Make one that is to become *target*.
 
         Raises:
             CannotCopy: it cannot be made, or *target* is something that must not be replaced.
         """
         self.target = target
-        self.path = temporary_name(target)
-        ensure_replaceable(target)
+        self._temporary = temporary_of(target)
+        self._old = hold_replaceable(target)
         try:
             clear_leftovers(target)
-            self.path.mkdir(mode=PRIVATE_DIRECTORY)
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self.folder = self._temporary.make_folder(PRIVATE_DIRECTORY)
         except OSError as error:
+            if self._old is not None:
+                self._old.close()
             raise cannot_write(target, error) from None
+        self.folder.path = str(target)  # for messages
+        with contextlib.suppress(OSError):  # not all file systems have it
+            fcntl.flock(self.folder.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._left: Folder | None = self.folder
+        """What has the temporary name, and has to go."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            remove(self.path)
-        os.close(self._fd)
+        try:
+            if self._left is not None:
+                self._left.clear()
+                self._temporary.remove_directory()
+        except OSError as error:
+            if self._left is self._old:  # else the next copy clears it away
+                raise CannotCopy(
+                    f"{self.target} is whole, and what it replaces cannot be removed ({error.strerror})",
+                    f"rm -r {self._temporary}",
+                ) from None
+        finally:
+            self.folder.close()
+            if self._old is not None:
+                self._old.close()
 
-    def install(self) -> None:
-        """Put it in its place; what was there goes.
+    def install(self, mark: Mark, names: list[str]) -> None:
+        """Put it in its place, with a mark that describes the files *names*; what was there goes.
 
         Raises:
             CannotCopy: it cannot be.
         """
+        stats = {name: self.folder.at(name).stat() for name in names}
+        # Of a live process, what was listed may not have been there any more.
+        files = {name: size_and_time(stat) for name, stat in stats.items() if stat is not None}
+        mark_directory(self.folder, attrs.evolve(mark, files=files))
         try:
-            sync_file_system(self._fd)
+            sync_file_system(self.folder.fd)
             try:
-                os.rename(self.path, self.target)
+                self._temporary.rename_to(self.target)
+                self._left = None
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if self._old is None or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                exchange(os.fsencode(self.path), os.fsencode(self.target))
-            sync_directory(self.target.parent)
+                self._temporary.exchange_with(self.target)
+                self._left = self._old
+            self.target.folder.sync()
         except OSError as error:
             raise cannot_write(self.target, error) from None
 
 
-def ensure_replaceable(target: Path) -> None:
-    """Make sure that nothing of the user's is lost with *target*.
+def hold_replaceable(target: Entry) -> Folder | None:
+    """Make sure that nothing of the user's is lost with *target*; returns the image that it is, if it is one.
 
     Raises:
         CannotCopy: it is a file, or a directory with something in it that is no image.
     """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise CannotCopy(f"{target} is not a directory", "a directory is copied to a directory")
-    if any(target.iterdir()) and not (target / MARK_NAME).is_file():
-        raise CannotCopy(f"{target} is not empty and no image of memfs copy", "name a new directory")
+    try:
+        folder = target.open_folder()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise CannotCopy(f"{target} is not a directory", "a directory is copied to a directory") from None
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    try:
+        ensure_ours(target, folder.stat)
+        if names := folder.names():
+            if MARK_NAME not in names:
+                raise CannotCopy(f"{target} is not empty and no image of memfs copy", "name a new directory")
+            return folder
+    except BaseException:
+        folder.close()
+        raise
+    folder.close()
+    return None
 
 
 def copy_tree(
@@ -152,20 +191,32 @@ def copy_tree(
     Raises:
         CannotCopy: something could not be copied.
     """
+    make_links(new, items)
     for item in items:
-        path = new.path / item.name
-        try:
-            path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-            if item.link is not None:
-                path.symlink_to(item.link)
-        except OSError as error:
-            raise cannot_write(new.target / item.name, error) from None
         if item.link is None:
-            _copy_item(source / item.name, path, item.name, tools, note, live=live)
+            try:
+                entry = new.folder.at(item.name, make=PRIVATE_DIRECTORY)
+            except OSError as error:
+                raise cannot_write(f"{new.target}/{item.name}", error) from None
+            _copy_item(source / item.name, entry, item.name, tools, note, live=live)
+
+
+def make_links(new: NewDirectory, items: list[Item]) -> None:
+    """Make the symbolic links among *items*.
+
+    Raises:
+        CannotCopy: they cannot be made.
+    """
+    for item in items:
+        if item.link is not None:
+            try:
+                new.folder.at(item.name, make=PRIVATE_DIRECTORY).link_to(item.link)
+            except OSError as error:
+                raise cannot_write(f"{new.target}/{item.name}", error) from None
 
 
 def _copy_item(
-    source: Path, path: Path, name: str, tools: Tools, note: Callable[[str, str, str], None], *, live: bool
+    source: Path, entry: Entry, name: str, tools: Tools, note: Callable[[str, str, str], None], *, live: bool
 ) -> None:
     try:
         reading = Reading(source)
@@ -174,7 +225,7 @@ def _copy_item(
             return
         raise
     with reading:
-        new = NewFile(path, direct=reading.size_bytes >= _SMALL_BYTES, named=True)
+        new = NewFile(entry, direct=reading.size_bytes >= _SMALL_BYTES, named=True)
         try:
             digest = fill(reading, new, tools, sync=tools.checks.verify)
             note(name, digest, new.buffered)

@@ -18,12 +18,14 @@ from memfs.copy import journal, tree
 from memfs.copy.carry import Placed, Sink, Slot, carry
 from memfs.copy.edits import Edit, Kind, make_hole
 from memfs.copy.files import Tools
-from memfs.copy.mark import Mark, describe_files, ensure_fits, part_of, read_mark, write_mark
+from memfs.copy.held import Image
+from memfs.copy.mark import Mark, ensure_fits, mark_file, mark_image, part_of, read_mark, size_and_time
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading
 from memfs.copy.since import Asked, Changes, asked_of, vma_span
 from memfs.errors import CannotCopy
+from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import clone, reserve
 
@@ -42,7 +44,7 @@ _BLOCK_BYTES = 512
 class _Clone:
     """A copy that shares its blocks with the image."""
 
-    image: Path
+    image: Entry
     new: NewFile
 
     def hole(self, offset: int, size: int) -> None:
@@ -96,8 +98,8 @@ class FilePlan:
     old_name: str | None
 
 
-def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools) -> bool:
-    """Make *image*, which is of the snapshot *since*, one of *place*.
+def update(place: Place, since: str, target: Entry, changes: Changes, tools: Tools) -> bool:
+    """Make the image *target*, which is of the snapshot *since*, one of *place*.
 
     Returns False where nothing was done, since a whole copy takes less time, and there is room for it.
 
@@ -106,15 +108,15 @@ def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools
     """
     part = part_of(place.parts)
     try:
-        lock = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        held = Image(target)
     except OSError as error:
         raise CannotCopy(
-            f"there is no image {image} to bring up to date ({error.strerror})",
+            f"there is no image {target} to bring up to date ({error.strerror})",
             "copy it anew without --since",
         ) from None
-    try:
+    with held as image:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(image.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotCopy(f"{image} is being brought up to date already", "wait for that") from None
         old = ensure_fits(image, read_mark(image), changes.earlier, since, part)
@@ -122,16 +124,14 @@ def update(place: Place, since: str, image: Path, changes: Changes, tools: Tools
         mark = Mark(changes.later, part, {plan.name: (0, 0) for plan in plans})
         updater = _Updater(place, image, changes, tools)
         size_bytes, spans = updater.weigh(plans)
-        if _is_dear(size_bytes, spans, plans) and _has_room(image, plans):
+        if _is_dear(size_bytes, spans, plans) and image.room_bytes() > 2 * _held_bytes(plans):
             return False
         few = spans <= _MOST_CLONED_SPANS or not _is_roomy(image, size_bytes, spans)
         if few and _can_clone(image, plans):
-            updater.by_clones(items, plans, mark, lock)
+            updater.by_clones(items, plans, mark)
         else:
             updater.in_place(items, plans, old, mark)
         return True
-    finally:
-        os.close(lock)
 
 
 def _is_dear(size_bytes: int, spans: int, plans: list[FilePlan]) -> bool:
@@ -142,19 +142,13 @@ def _is_dear(size_bytes: int, spans: int, plans: list[FilePlan]) -> bool:
     return _COST_OF_CHANGE * size_bytes + _COST_OF_SPAN_BYTES * spans > _held_bytes(plans)
 
 
-def _has_room(image: Path, plans: list[FilePlan]) -> bool:
-    room = os.statvfs(image)
-    return room.f_bavail * room.f_frsize > 2 * _held_bytes(plans)
-
-
-def _is_roomy(image: Path, size_bytes: int, spans: int) -> bool:
+def _is_roomy(image: Image, size_bytes: int, spans: int) -> bool:
     """Whether a journal can be carried out even if another file shares all blocks that are written over.
 
     XFS takes new ones then, for 128 KiB around each span (mkfs.xfs(8), cowextsize). A clone is made in the
     same way, but if that fails nothing has been touched.
     """
-    room = os.statvfs(image)
-    return room.f_bavail * room.f_frsize > _COST_OF_CHANGE * size_bytes + spans * _COW_BYTES + _SPARE_BYTES
+    return image.room_bytes() > _COST_OF_CHANGE * size_bytes + spans * _COW_BYTES + _SPARE_BYTES
 
 
 def _held_bytes(plans: list[FilePlan]) -> int:
@@ -184,19 +178,19 @@ def _is_vma(name: str, place: Place) -> bool:
     return (*place.parts, *name.split("/"))[0] == "vmas"
 
 
-def _can_clone(image: Path, plans: list[FilePlan]) -> bool:
+def _can_clone(image: Image, plans: list[FilePlan]) -> bool:
     """Whether the file system shares blocks between files: tries it."""
     old = next((plan.old_name for plan in plans if plan.old_name is not None), None)
     if old is None:
         return False
-    source = os.open(image / old if old else image, os.O_RDONLY | os.O_CLOEXEC)
+    source = image.open(old)
     try:
-        trial = NewFile(image, direct=False)
+        trial = NewFile(image.entry, direct=False)
         try:
             clone(trial.fd, source)
         except OSError as error:
             if error.errno not in _NO_CLONES:
-                raise cannot_write(image, error) from None
+                raise cannot_write(image.entry, error) from None
             return False
         finally:
             trial.close()
@@ -208,7 +202,7 @@ def _can_clone(image: Path, plans: list[FilePlan]) -> bool:
 class _Updater:
     """One update, by either way."""
 
-    def __init__(self, place: Place, image: Path, changes: Changes, tools: Tools) -> None:
+    def __init__(self, place: Place, image: Image, changes: Changes, tools: Tools) -> None:
         self._place = place
         self._image = image
         self._changes = changes
@@ -228,7 +222,7 @@ class _Updater:
     @contextlib.contextmanager
     def _old(self, plan: FilePlan, flags: int = os.O_RDONLY) -> Iterator[int]:
         """A descriptor of the file of the image that is as it was."""
-        old = os.open(self._image / plan.old_name if plan.old_name else self._image, flags | os.O_CLOEXEC)
+        old = self._image.open(plan.old_name or "", flags)
         try:
             yield old
         finally:
@@ -236,34 +230,27 @@ class _Updater:
 
     # By clones
 
-    def by_clones(self, items: list[tree.Item], plans: list[FilePlan], mark: Mark, lock: int) -> None:
+    def by_clones(self, items: list[tree.Item], plans: list[FilePlan], mark: Mark) -> None:
         """Change a copy that shares its blocks with the image, and put it in its place."""
-        if not self._image.is_dir():
-            new = NewFile(self._image)
+        if self._image.folder is None:
+            new = NewFile(self._image.entry)
             try:
-                self._change_clone(plans[0], new, lock, sync=True)
-                stat = os.fstat(new.fd)
-                whole = attrs.evolve(mark, files={"": (stat.st_size, stat.st_mtime_ns)})
-                write_mark(self._image, whole, new.fd)
+                self._change_clone(plans[0], new, self._image.fd, sync=True)
+                files = {"": size_and_time(os.fstat(new.fd))}
+                mark_file(new.fd, self._image.entry, attrs.evolve(mark, files=files))
                 new.install()
             finally:
                 new.close()
             return
-        with tree.NewDirectory(self._image) as directory:
-            for item in items:
-                path = directory.path / item.name
-                path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-                if item.link is not None:
-                    path.symlink_to(item.link)
+        with tree.NewDirectory(self._image.entry) as directory:
+            tree.make_links(directory, items)
             for plan in plans:
-                new = NewFile(directory.path / plan.name, named=True)
+                new = NewFile(directory.folder.at(plan.name, make=PRIVATE_DIRECTORY), named=True)
                 try:
                     self._clone_one(plan, new)
                 finally:
                     new.close()
-            names = [plan.name for plan in plans]
-            write_mark(directory.path, attrs.evolve(mark, files=describe_files(directory.path, names)))
-            directory.install()
+            directory.install(mark, [plan.name for plan in plans])
 
     def _clone_one(self, plan: FilePlan, new: NewFile) -> None:
         if plan.old_name is None:
@@ -279,9 +266,9 @@ class _Updater:
                     clone(new.fd, old)
                 os.ftruncate(new.fd, -(-source.size_bytes // PAGE_BYTES) * PAGE_BYTES)
             except OSError as error:
-                raise cannot_write(self._image, error) from None
+                raise cannot_write(self._image.entry, error) from None
             spans = self._wanted(plan, source, old)
-            self._carry(source, spans, _Clone(self._image, new), holes=old >= 0)
+            self._carry(source, spans, _Clone(self._image.entry, new), holes=old >= 0)
             new.finish(source.size_bytes, sync=sync)
 
     # In place
@@ -296,16 +283,16 @@ class _Updater:
                 if name and name not in kept:
                     book.add(Edit(Kind.REMOVE, name))
             links = {item.name for item in items if item.link is not None}
-            for left in self._image.iterdir() if self._image.is_dir() else ():
-                if left.is_symlink() and left.name not in links:
-                    book.add(Edit(Kind.REMOVE, left.name))
+            for left in self._image.links():
+                if left not in links:
+                    book.add(Edit(Kind.REMOVE, left))
             for item in items:
                 if item.link is not None:
                     book.add(Edit(Kind.LINK, item.name, other=item.link))
             for plan in plans:
                 self._write_plan(plan, book, stay)
             if book.is_empty:
-                journal.set_mark(self._image, mark)
+                mark_image(self._image, mark)
                 return
             book.commit(mark)
             stay.is_over = True
@@ -331,9 +318,8 @@ class _Updater:
                     self._set_aside(old, written, stay)
 
     def _ensure_room(self, source: Reading) -> None:
-        room = os.statvfs(self._image)
-        if room.f_bavail * room.f_frsize < sum(extent.size for extent in source.extents()):
-            raise cannot_write(self._image, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        if self._image.room_bytes() < sum(extent.size for extent in source.extents()):
+            raise cannot_write(self._image.entry, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _set_aside(self, old: int, spans: list[Span], stay: journal.Stay) -> None:
         """Make sure that carrying out the journal will not run out of space.
@@ -347,7 +333,7 @@ class _Updater:
                 reserve(old, hole.start, hole.size)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                raise cannot_write(self._image, error) from None
+                raise cannot_write(self._image.entry, error) from None
         finally:
             os.utime(old, ns=(before.st_atime_ns, before.st_mtime_ns))
 

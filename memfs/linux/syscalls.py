@@ -255,12 +255,11 @@ def sync_file_system(fd: int) -> None:
         raise _os_error("syncfs")
 
 
-def exchange(one: bytes, other: bytes) -> None:
-    """renameat2(2) with RENAME_EXCHANGE: each path leads where the other did, from one moment to the next.
+def exchange(directory: int, name: bytes, other_directory: int, other: bytes) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: each name leads where the other did, from one moment to the next.
 
     Raises:
         OSError: EINVAL where the file system cannot.
     """
-    at_cwd = -100  # AT_FDCWD, <fcntl.h>
-    if _libc.renameat2(at_cwd, one, at_cwd, other, _RENAME_EXCHANGE) < 0:
+    if _libc.renameat2(directory, name, other_directory, other, _RENAME_EXCHANGE) < 0:
         raise _os_error("renameat2")

@@ -8,7 +8,9 @@ import pytest
 from memfs.copy import journal
 from memfs.copy.crew import CHUNK_BYTES, Crew, pages
 from memfs.copy.edits import Edit, Kind
+from memfs.copy.held import Image
 from memfs.copy.mark import Mark, read_mark
+from memfs.linux.folder import Folder
 from memfs.linux.span import PAGE_BYTES
 
 _CHUNKS = 4
@@ -21,9 +23,12 @@ def test_an_image_has_what_its_journal_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_chunks: int, by: str
 ) -> None:
     monkeypatch.setattr(journal, "_KEPT_BYTES", kept_chunks * CHUNK_BYTES)
-    image = tmp_path / "image"
+    path = tmp_path / "image"
     expected = bytearray(os.urandom(_SIZE))
-    image.write_bytes(expected)
+    path.write_bytes(expected)
+    folder = Folder.open(str(tmp_path))
+    entry = folder.at("image")
+    image = Image(entry)
     crew = Crew()
     book = journal.Journal(image)
     try:
@@ -41,19 +46,21 @@ def test_an_image_has_what_its_journal_says(
                 expected[offset : offset + size] = content[at : at + size]
             book.add_data(edits, slot)
         mark = Mark("the later one", "vmas/1000", {"": (0, 0)})
-        before = image.read_bytes()
+        before = path.read_bytes()
         book.commit(mark)
-        assert journal.journal_of(image).exists()
-        assert image.read_bytes() == before
+        assert journal.journal_of(entry).stat() is not None
+        assert path.read_bytes() == before
         if by == "its maker":
             book.carry_out(mark, crew)
     finally:
         book.close()
     if by == "the next copy":
-        journal.finish(image, crew)
+        journal.finish(entry, crew)
     crew.close()
-    assert image.read_bytes() == expected
+    assert path.read_bytes() == expected
     assert os.listdir(tmp_path) == ["image"]
     found = read_mark(image)
+    image.close()
+    folder.close()
     assert found is not None
     assert (found.snapshot, found.files[""][0]) == ("the later one", _SIZE)
