@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from mount.test_since import take
 from support.compiled import build
 from support.pattern import PAGE
 from support.target import Target
+
+from memfs.linux.folder import Folder
 
 USER = 65534
 OTHER = 65533
@@ -109,7 +112,7 @@ def victims(private: Path) -> Path:
 @contextlib.contextmanager
 def swapper(bait: Path, victim: Path) -> Iterator[None]:
     """A user's program that swaps directories for symbolic links meanwhile."""
-    argv = [build("swapper"), bait, victim]
+    argv = ["nice", build("swapper"), bait, victim]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, user=USER, group=USER, extra_groups=[]) as program:
         assert program.stdout is not None
         try:
@@ -130,6 +133,48 @@ def test_a_leftover_that_is_swapped_for_a_symlink_leads_to_no_file_of_roots(
             check(MEMFS, "copy", source, sticky / "image")
             assert sorted(os.listdir(victim)) == sorted(names)
     assert is_copy(sticky / "image", source)
+
+
+def test_what_is_swapped_while_it_is_removed_leads_to_no_file_of_roots(sticky: Path, private: Path) -> None:
+    victim = victims(private)
+    with Folder.open(str(sticky)) as folder, swapper(sticky / "bait", victim):
+        for _ in range(10 * SWAPS):
+            with contextlib.suppress(OSError):  # the user was faster
+                folder.at("bait").remove()
+            assert len(os.listdir(victim)) == 8
+
+
+# Directories
+
+
+def acl_for(user: int, rights: int) -> bytes:
+    """An ACL that gives *user* some rights; the layout is in <linux/posix_acl_xattr.h>."""
+    entries = ((0x01, 7, -1), (0x02, rights, user), (0x04, 5, -1), (0x10, rights | 5, -1), (0x20, 5, -1))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "acl", "is_private"),
+    [
+        (0, 0, 0o775, None, True),  # a group that has no one but root in it
+        (0, USER, 0o755, None, True),
+        (0, USER, 0o775, None, False),
+        (0, 0, 0o755, 7, False),
+        (0, 0, 0o755, 5, True),
+        (USER, USER, 0o755, None, False),
+        (USER, USER, 0o1777, None, False),
+    ],
+)
+def test_whoever_else_may_write_to_a_directory_is_seen(
+    private: Path, owner: int, group: int, mode: int, acl: int | None, is_private: bool
+) -> None:
+    os.chown(private, owner, group)
+    private.chmod(mode)
+    if acl is not None:
+        os.setxattr(private, "system.posix_acl_access", acl_for(USER, acl))
+    with Folder.open(str(private)) as folder:
+        assert folder.is_private == is_private
+        assert not folder.is_sticky
 
 
 # Destinations
