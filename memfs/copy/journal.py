@@ -180,8 +180,8 @@ def finish(image: Entry, crew: Crew) -> None:
         if found.st_nlink:
             _ensure_ours(entry, found)
             with _explained(image):
-                # Only this user can have opened it, so no one else holds the lock.
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                # A lock on what others can open may be held for ever.
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if is_ours(found) else fcntl.LOCK_NB))
                 found = os.fstat(fd)
                 if found.st_nlink:  # else it has been carried out meanwhile
                     _finish(image, fd, found.st_size, crew)
@@ -190,13 +190,14 @@ def finish(image: Entry, crew: Crew) -> None:
 
 
 def _ensure_ours(journal: Entry, found: os.stat_result) -> None:
-    """Make sure that this user wrote a journal, and that no one else can have opened it."""
-    if stat_module.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
+    """Make sure that this user wrote a journal."""
+    is_file = stat_module.S_ISREG(found.st_mode)
+    if is_file and found.st_uid != os.geteuid():
         raise CannotCopy(
             f"{journal} was written by uid {found.st_uid}, and would be carried out as you",
             "remove it, or let that user finish his copy",
         )
-    if not is_ours(found):
+    if not (is_ours(found) or (is_file and journal.folder.is_private)):  # vfat knows one mode for all files
         raise _no_journal(journal, "a journal is a file with one name and mode 0600")
 
 

@@ -276,13 +276,14 @@ class Entry:
         """Make it a new directory, and hold that.
 
         Raises:
-            OSError: EEXIST; or someone put another one in its place at once.
+            OSError: EEXIST; EPERM where another one has come in its place.
         """
         os.mkdir(self.name, mode, dir_fd=self.folder.fd)
         folder = self.open_folder()
-        if not is_ours(folder.stat) or folder.names():
+        # mkdir(2) gives no descriptor: whoever may rename the new directory can have done so.
+        if folder.stat.st_uid != os.geteuid() or folder.names():
             folder.close()
-            raise OSError(errno.EBUSY, "someone else changes this directory")
+            raise OSError(errno.EPERM, "a new directory in it belongs to someone else")
         return folder
 
     def link_to(self, target: str) -> None:

@@ -359,9 +359,18 @@ def test_a_lock_on_a_planted_journal_is_not_waited_for(source: Path, everyones: 
     assert f"was written by uid {USER}" in said
 
 
-def test_a_lock_that_another_user_can_hold_is_not_waited_for(source: Path, sticky: Path) -> None:
-    journal = sticky / ".image.memfs-journal"
-    journal.touch(mode=0o644)
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [(STICKY, "is no journal"), (PRIVATE, "cannot be finished")],
+    ids=["sticky", "private"],
+)
+def test_a_lock_that_another_user_can_hold_is_not_waited_for(
+    source: Path, private: Path, mode: int, sentence: str
+) -> None:
+    private.chmod(mode)
+    journal = private / ".image.memfs-journal"
+    journal.touch()
+    journal.chmod(0o644)
     hold = subprocess.Popen(
         ["flock", "--exclusive", journal, "sh", "-c", "echo; read line"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=USER, group=USER, extra_groups=[],
@@ -369,7 +378,7 @@ def test_a_lock_that_another_user_can_hold_is_not_waited_for(source: Path, stick
     with hold:
         assert hold.stdout is not None
         assert hold.stdout.readline() == b"\n"
-        assert f"{journal} is no journal" in complaint(run(MEMFS, "copy", source, sticky / "image"), 1)
+        assert sentence in complaint(run(MEMFS, "copy", source, private / "image"), 1)
         hold.communicate()
 
 
@@ -427,7 +436,7 @@ def test_a_mark_that_a_user_planted_is_not_believed(
 def test_a_directory_that_a_user_put_in_the_place_of_an_image_is_not_written_to(
     memfs: Mount, private: Path, tmp_path: Path
 ) -> None:
-    victim = private / "victim"
+    victim = private / "vmas"
     with directory(SHARED) as shared, Target("private-full", directory=tmp_path, size=4 * MIB) as target:
         image = shared / "image"
         name = memfs.vma(target.pid, target.mapping("private-full")).name
@@ -437,19 +446,19 @@ def test_a_directory_that_a_user_put_in_the_place_of_an_image_is_not_written_to(
         two = take(memfs, target.pid, "two")
 
         # The user knows the image, its mark, and its times.
-        shutil.copy2(image / "vmas" / name, victim)
-        before = victim.read_bytes()
+        shutil.copytree(image / "vmas", victim)
+        before = (victim / name).read_bytes()
         as_user("mv", image, shared / "away")
         shutil.copytree(shared / "away", image, symlinks=True)
-        (image / "vmas" / name).unlink()
-        (image / "vmas" / name).symlink_to(victim)
+        shutil.rmtree(image / "vmas")
+        (image / "vmas").symlink_to(victim)
         check("chown", "-hR", f"{USER}:{USER}", image)
 
         for options in (("--since", "one"), ()):
             said = complaint(run(MEMFS, "copy", *options, two, image), 1)
             assert f"{image} belongs to uid {USER}" in said
-        assert victim.read_bytes() == before
-        assert (image / "vmas" / name).is_symlink()
+        assert (victim / name).read_bytes() == before
+        assert (image / "vmas").is_symlink()
         assert left_in(shared) == {"image", "away"}
 
 
