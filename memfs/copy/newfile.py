@@ -214,12 +214,20 @@ def temporary_of(target: Entry) -> Entry:
 
 
 def clear_leftovers(target: Entry) -> None:
-    """Remove what copies to *target* left whose process was killed: the living hold a lock on theirs."""
+    """Remove what copies to *target* left whose process was killed: the living hold a lock on theirs.
+
+    Raises:
+        CannotCopy: the directory cannot be listed.
+    """
     folder = target.folder
     if not (folder.is_private or folder.is_sticky):
         return  # anyone could give that name to anything of ours
     prefix = temporary_prefix(target)
-    for name in folder.names():
+    try:
+        names = folder.names()
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    for name in names:
         if name.startswith(prefix):
             with contextlib.suppress(OSError):
                 _clear_leftover(target.beside(name))
