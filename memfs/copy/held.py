@@ -4,6 +4,7 @@ Who brings an image up to date writes into files that it opens by their names. S
 no other user can have put there, or can change meanwhile.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Self
@@ -79,11 +80,14 @@ class Image:
         """The file *name* of a directory; with *make*, directories on the way are made.
 
         Raises:
-            OSError: it is no directory, or has none on the way.
+            OSError: it is no directory, or has none on the way; EPERM for one that others may write to.
         """
         if self.folder is None:
-            raise NotADirectoryError(f"{self} is no directory")
-        return self.folder.at(name, make=PRIVATE_DIRECTORY if make else None)
+            raise NotADirectoryError(errno.ENOTDIR, f"{self} is no directory")
+        entry = self.folder.at(name, make=PRIVATE_DIRECTORY if make else None)
+        if not entry.folder.is_private:
+            raise PermissionError(errno.EPERM, f"others may write to {entry.folder.path}")
+        return entry
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Open the file *name* of it, or itself where that is "".
@@ -117,7 +121,7 @@ class Image:
             return os.fstat(self.fd)
         found = self.at(name).stat()
         if found is None:
-            raise FileNotFoundError(f"there is no {name} in {self}")
+            raise FileNotFoundError(errno.ENOENT, f"there is no {name} in {self}")
         return found
 
     def links(self) -> list[str]:

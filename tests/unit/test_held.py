@@ -91,6 +91,27 @@ def test_an_edit_stays_in_its_image(tmp_path: Path, crew: Crew) -> None:
     assert (tmp_path / "victim").read_bytes() == _OLD
 
 
+def test_a_directory_in_an_image_that_others_may_write_to_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "image" / "vmas").mkdir(parents=True)
+    (tmp_path / "image" / "vmas" / "one").write_bytes(_OLD)
+    (tmp_path / "image" / "vmas").chmod(0o777)
+    with image(tmp_path, "image") as found, pytest.raises(PermissionError, match="others may write"):
+        found.open("vmas/one", os.O_RDWR)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["shared", "sticky"])
+def test_a_file_that_has_another_name_is_no_image_where_others_may_have_made_it(
+    tmp_path: Path, mode: int
+) -> None:
+    (tmp_path / "file").write_bytes(_OLD)
+    os.link(tmp_path / "file", tmp_path / "image")
+    with image(tmp_path, "image") as found:
+        assert found.stat("").st_size == PAGE_BYTES
+    tmp_path.chmod(mode)
+    with pytest.raises(CannotCopy, match="has other names"), image(tmp_path, "image"):
+        pass
+
+
 def write_journal(found: Image) -> None:
     """The journal of an update that was interrupted before its first edit."""
     book = journal.Journal(found)
