@@ -13,7 +13,8 @@ from memfs.copy.held import Image
 from memfs.copy.mark import Mark, mark_file, size_and_time
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import NewFile, cannot_write
-from memfs.copy.reading import Reading, chunks, data_extents
+from memfs.copy.place import Place
+from memfs.copy.reading import Reading, chunks, data_extents, open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span
@@ -146,8 +147,8 @@ def _outside(found: Iterator[Span], known: list[Span]) -> Iterator[Span]:
             yield Span(start, span.end)
 
 
-def check(source: Path, image: Image, name: str, tools: Tools) -> str:
-    """Compare the file *name* of *image*, read from the disk, with *source*, if that is wished.
+def check(place: Place, image: Image, name: str, tools: Tools) -> str:
+    """Compare the file *name* of *image*, read from the disk, with that of *place*, if that is wished.
 
     Returns its digest, if wanted.
 
@@ -156,7 +157,7 @@ def check(source: Path, image: Image, name: str, tools: Tools) -> str:
     """
     if tools.checks.verify:
         tools.meter.doing = "verifying"
-        with Reading(source) as wanted, image.reading(name) as found:
+        with open_source(place.path / name, place.device) as wanted, image.reading(name) as found:
             os.posix_fadvise(found.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             extents = list(wanted.extents())
             outside = list(_outside(data_extents(found.fd, found.size_bytes), extents))
@@ -203,15 +204,15 @@ def _differs(target: Entry | Path) -> CannotCopy:
     )
 
 
-def copy_file(source: Path, target: Entry, mark: Mark | None, tools: Tools) -> tuple[str, str]:
-    """Copy the file *source* to *target*; returns the digest, if wanted, and why it was buffered.
+def copy_file(place: Place, target: Entry, mark: Mark | None, tools: Tools) -> tuple[str, str]:
+    """Copy the file *place* to *target*; returns the digest, if wanted, and why it was buffered.
 
     *mark* is what the image says of itself, but for its size and time.
 
     Raises:
         CannotCopy: it could not be; what *target* was before, it still is.
     """
-    with Reading(source) as reading:
+    with open_source(place.path, place.device) as reading:
         new = NewFile(target)
         try:
             digest = fill(reading, new, tools)

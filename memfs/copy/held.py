@@ -107,7 +107,7 @@ class Image:
         """
         path = Path(str(self), name)
         try:
-            return Reading(path, fd=self.open(name))
+            return Reading(path, self.open(name))
         except OSError as error:
             raise cannot_read(path, error) from None
 

@@ -15,7 +15,7 @@ from memfs.copy.mark import Mark, part_of, read_mark
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import clear_leftovers
 from memfs.copy.place import Place, find_place
-from memfs.copy.reading import Reading
+from memfs.copy.reading import open_source
 from memfs.copy.since import is_shared, read_changes, snapshot_id
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
@@ -89,7 +89,7 @@ def _to_image(request: Request, place: Place, target: Entry, tools: Tools, note:
     elif place.path.is_dir():
         _copy_directory(place, target, tools, note)
     else:
-        digest, buffered = files.copy_file(place.path, target, _mark_of(place), tools)
+        digest, buffered = files.copy_file(place, target, _mark_of(place), tools)
         note(Copied(str(target), digest, buffered))
 
 
@@ -97,14 +97,14 @@ def _mark_of(place: Place) -> Mark | None:
     """What an image of *place* says of itself; None of live memory, which no image stays the same as."""
     if place.snapshot is None:
         return None
-    return Mark(snapshot_id(place.snapshot), part_of(place.parts))
+    return Mark(snapshot_id(place.snapshot, place.device), part_of(place.parts))
 
 
 def _check(place: Place, target: Entry, tools: Tools, note: Note) -> None:
     with Image(target) as image:
         mark = read_mark(image)
         for name in mark.files if mark is not None else ():
-            digest = files.check(place.path / name, image, name, tools)
+            digest = files.check(place, image, name, tools)
             note(Copied(os.path.join(str(target), name) if name else str(target), digest, ""))
 
 
@@ -123,7 +123,10 @@ def _to_stream(request: Request, place: Place, special: Special | None, meter: M
     content = Content() if request.checks.checksum else None
     shared = content is None and _is_shared(place)
     flags = 0 if shared else os.O_DIRECT
-    with stream.opened(special, request.destination) as out, Reading(place.path, flags) as reading:
+    with (
+        stream.opened(special, request.destination) as out,
+        open_source(place.path, place.device, flags) as reading,
+    ):
         if shared:
             stream.send_shared(reading, out, request.destination, meter)
         else:
@@ -138,14 +141,14 @@ def _is_shared(place: Place) -> bool:
 
 
 def _copy_directory(place: Place, target: Entry, tools: Tools, note: Note) -> None:
-    items = tree.list_items(place.path, place.parts)
+    items = tree.list_items(place)
     copied: list[Copied] = []
 
     def keep(name: str, digest: str, buffered: str) -> None:
         copied.append(Copied(f"{target}/{name}", digest, buffered))
 
     with tree.NewDirectory(target) as new:
-        tree.copy_tree(place.path, items, new, tools, keep, live=place.snapshot is None)
+        tree.copy_tree(place, items, new, tools, keep)
         names = [item.name for item in items if item.link is None]
         new.install(_mark_of(place) or Mark("", part_of(place.parts)), names)
     for one in copied:

@@ -26,12 +26,14 @@ class Place:
         process: the directory of the process.
         snapshot: the directory of the snapshot that it is in; None where it is live.
         parts: the names that lead to it from the process or the snapshot; none for that itself.
+        device: that of the mount (``st_dev``), which every file has that is opened below *path*.
     """
 
     path: Path
     process: Path
     snapshot: Path | None
     parts: tuple[str, ...]
+    device: int
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ def find_place(source: str) -> Place:
     for mount in mounts:
         mountpoint = Path(os.fsdecode(mount.mountpoint))
         if path.is_relative_to(mountpoint):
-            return _parse(path, mountpoint, path.relative_to(mountpoint).parts)
+            return _parse(path, mountpoint, os.makedev(*mount.device))
     raise CannotCopy(f"{source} is not in a mount of memfs", "cp(1) copies other files")
 
 
@@ -74,12 +76,13 @@ def _existing(source: str, mounts: list[Mount]) -> Path:
     )
 
 
-def _parse(path: Path, mountpoint: Path, names: tuple[str, ...]) -> Place:
+def _parse(path: Path, mountpoint: Path, device: int) -> Place:
+    names = path.relative_to(mountpoint).parts
     if not names or not names[0].isdigit():
         raise CannotCopy(f"{path} is not of one process", "name the directory or a file of a process")
     process = mountpoint / names[0]
     if names[1:2] == ("snapshots",):
         if len(names) == 2:
             raise CannotCopy(f"{path} is not one snapshot", "name one, or a file of one")
-        return Place(path, process, process / "snapshots" / names[2], names[3:])
-    return Place(path, process, None, names[1:])
+        return Place(path, process, process / "snapshots" / names[2], names[3:], device)
+    return Place(path, process, None, names[1:], device)

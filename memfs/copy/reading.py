@@ -9,6 +9,7 @@ from typing import Self
 
 from memfs.copy.crew import CHUNK_BYTES
 from memfs.errors import CannotCopy
+from memfs.linux.folder import reopen
 from memfs.linux.span import Span
 
 _HINTS = {
@@ -28,6 +29,24 @@ def cannot_read(path: Path, error: OSError) -> CannotCopy:
     return CannotCopy(f"{path} cannot be read ({error.strerror or error})", hint)
 
 
+def open_in(path: Path, device: int, flags: int) -> int:
+    """Open *path*, which must be on *device* (``st_dev``): whatever else it leads to is not opened.
+
+    A mount can lie below a directory of someone else, who may put another one in its place at any time.
+
+    Raises:
+        CannotCopy: it is not.
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_dev != device:
+            raise CannotCopy(f"{path} does not lead into the mount any more", "see who moved the mount")
+        return reopen(fd, flags)
+    finally:
+        os.close(fd)
+
+
 class Reading:
     """A source file. The owner closes it.
 
@@ -35,18 +54,11 @@ class Reading:
         size_bytes: as it is now that the file is open: before, the size of a live core is a guess.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_DIRECT, *, fd: int = -1) -> None:
-        """Open *path*, by default past the page cache; or own *fd*, which is open already.
-
-        Raises:
-            CannotCopy: it cannot be opened.
-        """
+    def __init__(self, path: Path, fd: int) -> None:
+        """Own *fd*; *path* is for messages."""
         self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags) if fd < 0 else fd
-        except OSError as error:
-            raise cannot_read(path, error) from None
-        self.size_bytes = os.fstat(self.fd).st_size
+        self.fd = fd
+        self.size_bytes = os.fstat(fd).st_size
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +109,18 @@ class Reading:
             return os.preadv(self.fd, views, offset) == sum(map(len, views))
         except OSError:
             return False
+
+
+def open_source(path: Path, device: int, flags: int = os.O_DIRECT) -> Reading:
+    """The file *path* of the mount *device*, read past the page cache unless *flags* say otherwise.
+
+    Raises:
+        CannotCopy: it cannot be opened, or is no file of that mount.
+    """
+    try:
+        return Reading(path, open_in(path, device, os.O_RDONLY | flags))
+    except OSError as error:
+        raise cannot_read(path, error) from None
 
 
 def chunks(extents: list[Span]) -> Iterator[Span]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading, cannot_read
+from memfs.copy.reading import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
 from memfs.fuse.names import SINCE_NAME, SNAPSHOT_XATTR
 from memfs.linux.span import Span
@@ -69,14 +69,18 @@ def parse_changes(text: bytes) -> Changes:
     return Changes(earlier, later, bounds[0::2], bounds[1::2])
 
 
-def snapshot_id(snapshot: Path) -> str:
-    """The name of *snapshot* that no other one has.
+def snapshot_id(snapshot: Path, device: int) -> str:
+    """The name of *snapshot*, in the mount *device*, that no other one has.
 
     Raises:
         CannotCopy: it is gone.
     """
     try:
-        return os.getxattr(snapshot, SNAPSHOT_XATTR).decode()
+        fd = open_in(snapshot, device, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return os.getxattr(fd, SNAPSHOT_XATTR).decode()
+        finally:
+            os.close(fd)
     except OSError as error:
         raise cannot_read(snapshot, error) from None
 
@@ -102,7 +106,8 @@ def read_changes(place: Place, since: str) -> Changes:
             )
     path = place.snapshot / os.fsdecode(SINCE_NAME) / name
     try:
-        return parse_changes(path.read_bytes())
+        with open(open_in(path, place.device, os.O_RDONLY), "rb") as file:
+            return parse_changes(file.read())
     except FileNotFoundError:
         raise CannotCopy(
             f"there is no snapshot {name} from before {place.snapshot.name}",

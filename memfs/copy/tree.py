@@ -24,7 +24,8 @@ from memfs.copy.newfile import (
     clear_leftovers,
     temporary_of,
 )
-from memfs.copy.reading import Reading, cannot_read
+from memfs.copy.place import Place
+from memfs.copy.reading import cannot_read, open_in, open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry, Folder
 from memfs.linux.syscalls import sync_file_system
@@ -46,32 +47,37 @@ class Item:
     link: str | None = None
 
 
-def list_items(directory: Path, parts: tuple[str, ...]) -> list[Item]:
-    """What is copied of *directory*, which is *parts* below a process or a snapshot.
+def list_items(place: Place) -> list[Item]:
+    """What is copied of the directory *place*.
 
     Raises:
         CannotCopy: it cannot be listed, or is no directory that has memory in it.
     """
-    if parts not in ((), ("vmas",)):
-        raise CannotCopy(f"{directory} is not of one process", "name the directory or a file of a process")
-    found = list(_items(directory, ""))
-    return [item for item in found if parts or item.name not in _LEFT_OUT]
+    if place.parts not in ((), ("vmas",)):
+        raise CannotCopy(f"{place.path} is not of one process", "name the directory or a file of a process")
+    found = list(_items(place.path, place.device, ""))
+    return [item for item in found if place.parts or item.name not in _LEFT_OUT]
 
 
-def _items(directory: Path, prefix: str) -> Iterator[Item]:
+def _items(directory: Path, device: int, prefix: str) -> Iterator[Item]:
     try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        fd = open_in(directory, device, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+            for entry in found:
+                if entry.is_symlink():
+                    with contextlib.suppress(FileNotFoundError):
+                        yield Item(prefix + entry.name, os.readlink(entry.name, dir_fd=fd))
+                elif entry.is_dir(follow_symlinks=False):
+                    if prefix + entry.name not in _LEFT_OUT:
+                        yield from _items(directory / entry.name, device, f"{prefix}{entry.name}/")
+                else:
+                    yield Item(prefix + entry.name)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise cannot_read(directory, error) from None
-    for entry in entries:
-        if entry.is_symlink():
-            with contextlib.suppress(FileNotFoundError):
-                yield Item(prefix + entry.name, os.readlink(entry.path))
-        elif entry.is_dir(follow_symlinks=False):
-            if prefix + entry.name not in _LEFT_OUT:
-                yield from _items(Path(entry.path), f"{prefix}{entry.name}/")
-        else:
-            yield Item(prefix + entry.name)
 
 
 class NewDirectory:
@@ -175,17 +181,15 @@ def hold_replaceable(target: Entry) -> Folder | None:
 
 
 def copy_tree(
-    source: Path,
+    place: Place,
     items: list[Item],
     new: NewDirectory,
     tools: Tools,
     note: Callable[[str, str, str], None],
-    *,
-    live: bool,
 ) -> None:
-    """Copy *items* of *source* into *new*, which is not installed.
+    """Copy *items* of *place* into *new*, which is not installed.
 
-    *note* is told of each file: its name, its digest, why it was buffered. Of a *live* process, mappings
+    *note* is told of each file: its name, its digest, why it was buffered. Of a live process, mappings
     come and go: one that has gone is no failure.
 
     Raises:
@@ -198,7 +202,7 @@ def copy_tree(
                 entry = new.folder.at(item.name, make=PRIVATE_DIRECTORY)
             except OSError as error:
                 raise cannot_write(f"{new.target}/{item.name}", error) from None
-            _copy_item(source / item.name, entry, item.name, tools, note, live=live)
+            _copy_item(place, item.name, entry, tools, note)
 
 
 def make_links(new: NewDirectory, items: list[Item]) -> None:
@@ -216,12 +220,13 @@ def make_links(new: NewDirectory, items: list[Item]) -> None:
 
 
 def _copy_item(
-    source: Path, entry: Entry, name: str, tools: Tools, note: Callable[[str, str, str], None], *, live: bool
+    place: Place, name: str, entry: Entry, tools: Tools, note: Callable[[str, str, str], None]
 ) -> None:
+    source = place.path / name
     try:
-        reading = Reading(source)
+        reading = open_source(source, place.device)
     except CannotCopy:
-        if live and not source.exists():
+        if place.snapshot is None and not source.exists():
             return
         raise
     with reading:

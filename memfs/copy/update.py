@@ -22,7 +22,7 @@ from memfs.copy.held import Image
 from memfs.copy.mark import Mark, ensure_fits, mark_file, mark_image, part_of, read_mark, size_and_time
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading
+from memfs.copy.reading import Reading, open_source
 from memfs.copy.since import Asked, Changes, asked_of, vma_span
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry
@@ -160,7 +160,7 @@ def _plan(place: Place, old: Mark) -> tuple[list[tree.Item], list[FilePlan]]:
     if not place.path.is_dir():
         # A VMA that has grown since has another name now: its start says which it is.
         return [], [FilePlan(place.path, "", "")]
-    items = tree.list_items(place.path, place.parts)
+    items = tree.list_items(place)
     by_start = {vma_span(name.rpartition("/")[2]).start: name for name in old.files if _is_vma(name, place)}
     plans = []
     for item in items:
@@ -213,7 +213,7 @@ class _Updater:
         size_bytes = spans = 0
         for plan in plans:
             if plan.old_name is not None:
-                with self._old(plan) as old, Reading(plan.source) as source:
+                with self._old(plan) as old, open_source(plan.source, self._place.device) as source:
                     size, count = self._asked(plan, source, old).weigh(self._changes)
                 size_bytes += size
                 spans += count
@@ -260,7 +260,7 @@ class _Updater:
             self._change_clone(plan, new, old, sync=False)
 
     def _change_clone(self, plan: FilePlan, new: NewFile, old: int, *, sync: bool) -> None:
-        with Reading(plan.source) as source:
+        with open_source(plan.source, self._place.device) as source:
             try:
                 if old >= 0:
                     clone(new.fd, old)
@@ -302,7 +302,7 @@ class _Updater:
             book.close()
 
     def _write_plan(self, plan: FilePlan, book: journal.Journal, stay: journal.Stay) -> None:
-        with Reading(plan.source) as source:
+        with open_source(plan.source, self._place.device) as source:
             if plan.old_name is None:
                 book.add(Edit(Kind.FILE, plan.name, offset=1, size=source.size_bytes))
                 self._carry(source, [Span(0, source.size_bytes)], _Book(plan.name, book), holes=False)

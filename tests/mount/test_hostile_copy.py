@@ -21,6 +21,10 @@ from support.compiled import build
 from support.pattern import PAGE
 from support.target import Target
 
+from memfs.copy.place import find_place
+from memfs.copy.reading import open_source
+from memfs.copy.tree import list_items
+from memfs.errors import CannotCopy
 from memfs.linux.folder import Folder
 
 USER = 65534
@@ -488,6 +492,31 @@ def test_an_image_that_a_user_may_write_into_is_not_updated(
 
 
 # Mounts
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo", "directory"])
+def test_a_mount_that_is_moved_away_meanwhile_is_not_replaced_by_another_tree(
+    holder: Target, tmp_path: Path, private: Path, planted: str
+) -> None:
+    """It lies below a directory of a user's, who moves that, and puts in its place what looks like it."""
+    (private / "victim").write_text("root's")
+    below, away = tmp_path / "below", tmp_path / "away"
+    below.mkdir()
+    with mounted(below) as memfs:
+        file = find_place(str(memfs.vma(holder.pid, holder.mapping("private-runs"))))
+        process = find_place(str(memfs.process(holder.pid)))
+        below.rename(away)
+        try:
+            file.path.parent.mkdir(parents=True)
+            if planted == "link":
+                file.path.symlink_to(private / "victim")
+            elif planted == "fifo":
+                os.mkfifo(file.path)
+            with pytest.raises(CannotCopy, match="does not lead into the mount"):
+                list_items(process) if planted == "directory" else open_source(file.path, file.device)
+        finally:
+            shutil.rmtree(below)
+            away.rename(below)
 
 
 def test_a_mount_of_another_user_is_not_asked(
