@@ -143,6 +143,16 @@ def read_process(pid: int, *parts: tuple[int, memoryview]) -> int:
     return copied
 
 
+def peek(pid: int, address: int, size_bytes: int) -> bytes:
+    """So many bytes of the memory of *pid*, by :func:`read_process`; fewer where the next page is unreadable.
+
+    Raises:
+        OSError: not even the first page can be read.
+    """
+    content = bytearray(size_bytes)
+    return bytes(content[: read_process(pid, (address, memoryview(content)))])
+
+
 _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long]
 _libc.syscall.restype = ctypes.c_long
 _PIDFD_GETFD = 438  # the same on every architecture; Linux 5.6

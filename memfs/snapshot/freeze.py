@@ -17,9 +17,9 @@ from memfs.linux.arch import Architecture, this_architecture
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
 from memfs.snapshot.reap import reap
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
-from memfs.target import fork
+from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
-from memfs.target.bounded import BoundedLooks, read_memory
+from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
 from memfs.target.identity import Identity, ProcessHandle, identify
 from memfs.target.layout import Device, Kind, Layout, Region
@@ -133,26 +133,24 @@ class Freezing:
             self._taken_ns = time.time_ns()
             self._mark()
             self._threads = stopped.record()
-            call_address = self._looks.run(lambda: self._look_again(stopped), _STOPPED_LOOK_S)
-            self._mark()
-            if self._aside.prepared_bytes:
-                copy_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
-                self._looks.run(lambda: self._aside.take(self._layout), copy_s)
-            self._mark()
-            if not self._request.copy_all:
-                means = fork.Means(call_address, self._peek, patience_s)
-                self._copy = fork.fork_copy(stopped, means, hide=may_trace_all())
+            thread = None if self._request.copy_all else fork.choose_thread(stopped)
+            area = 0 if thread is None else restartable.read_area(thread)
+            look_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
+            call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
+            if thread is not None:
+                means = fork.Means(thread, call_address, patience_s)
+                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(self._pid))
             self._mark()
         finally:
             stopped.release()
             _come_first(False)
         self._mark()
 
-    def _peek(self, address: int, size_bytes: int) -> bytes:
-        return self._looks.peek(address, size_bytes, _STOPPED_LOOK_S)
+    def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
+        """See what is mapped, and copy what is to be copied.
 
-    def _look_again(self, stopped: StoppedProcess) -> int:
-        """See what is mapped, and where the process can be made to run a call; returns that address.
+        Returns the address at which *thread*, if there is one, can be made to run a call. *area* is that of
+        its restartable sequences.
 
         Mostly what is mapped is what was mapped before: 60,000 lines take 150 ms to parse.
         """
@@ -167,15 +165,17 @@ class Freezing:
         if text != self._maps_text:
             self._maps_text = text
             self._layout = self._space.layout_of(text)
-        if self._request.copy_all:
-            return 0
-        return find_call_address(
-            self._pid,
-            self._architecture,
-            stopped.registers.values(),
-            (region.mapping for region in self._layout.regions),
-            lambda address, size_bytes: read_memory(self._pid, address, size_bytes),
-        )
+        call_address = 0
+        if thread is not None:
+            restartable.leave(self._pid, area, stopped.registers[thread], self._architecture)
+            mappings = (region.mapping for region in self._layout.regions)
+            call_address = find_call_address(
+                self._pid, self._architecture, stopped.registers.values(), mappings
+            )
+        self._mark()
+        self._aside.take(self._layout)
+        self._mark()
+        return call_address
 
     def _mark(self) -> None:
         self._marks.append(time.monotonic_ns())
@@ -237,6 +237,15 @@ class Freezing:
         if region.kind is Kind.OPAQUE and region.mapping.shared:
             return Part(region, Fate.LIVE, "a device")
         return Part(region, Fate.FROZEN)
+
+
+def _is_open_to_its_user(pid: int) -> bool:
+    """Whether another user than us can look into *pid*: it is dumpable, and we could as well if it were not.
+
+    The kernel gives the files of a process that is not dumpable to root (``task_dump_owner``, fs/proc).
+    """
+    owner = os.stat(f"/proc/{pid}/mem").st_uid
+    return may_trace_all() and owner not in (0, os.geteuid())
 
 
 def _come_first(first: bool) -> None:

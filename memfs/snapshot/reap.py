@@ -11,8 +11,8 @@ from memfs.errors import MemfsError
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture
 from memfs.snapshot.values import Reaping
-from memfs.target import fork
-from memfs.target.bounded import BoundedLooks, read_memory
+from memfs.target import fork, restartable
+from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
 from memfs.target.identity import ProcessHandle
 from memfs.target.injection import Diverted
@@ -35,12 +35,10 @@ def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, l
             process.ensure_same()
             stopped.stop(tid)
             process.ensure_same()
-            means = fork.Means(
-                looks.run(functools.partial(_find_call, stopped), _STEP_S),
-                lambda address, size_bytes: looks.peek(address, size_bytes, _STEP_S),
-                _STEP_S,
-            )
-            fork.reap_child(stopped, means, reaping.number)
+            fork.choose_thread(stopped)
+            area = restartable.read_area(tid)
+            call_address = looks.run(functools.partial(_find_call, stopped, tid, area), _STEP_S)
+            fork.reap_child(stopped, fork.Means(tid, call_address, _STEP_S), reaping.number)
         except ChildProcessError:
             return True
         except (MemfsError, OSError, Killed, Diverted):
@@ -51,14 +49,11 @@ def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, l
     return process.exited  # then it goes to init, as every orphan does
 
 
-def _find_call(stopped: StoppedProcess) -> int:
-    return find_call_address(
-        stopped.pid,
-        stopped.architecture,
-        stopped.registers.values(),
-        procfs.parse_maps(procfs.read_file(f"/proc/{stopped.pid}/maps")),
-        lambda address, size_bytes: read_memory(stopped.pid, address, size_bytes),
-    )
+def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
+    pid, architecture = stopped.pid, stopped.architecture
+    restartable.leave(pid, area, stopped.registers[tid], architecture)
+    mappings = procfs.parse_maps(procfs.read_file(f"/proc/{pid}/maps"))
+    return find_call_address(pid, architecture, stopped.registers.values(), mappings)
 
 
 def _release(stopped: StoppedProcess) -> None:

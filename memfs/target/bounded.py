@@ -5,12 +5,12 @@ may the opening of a mapped file. A tracer that waited there would leave its tar
 its own looks, and who needs the answer waits for it only so long.
 """
 
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from memfs.errors import TargetBusy
-from memfs.linux.syscalls import read_process
 
 T = TypeVar("T")
 
@@ -19,11 +19,12 @@ class BoundedLooks:
     """The thread that looks. Once it has been late it is of no use any more."""
 
     def __init__(self, pid: int) -> None:
-        """Look into process *pid*."""
+        """Look into process *pid*. The thread runs until the process that has it ends."""
         self._pid = pid
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="look")
-        self._thread.submit(int).result()  # so that it is there when time matters
+        self._looks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._late = False
+        threading.Thread(target=self._live, name="look", daemon=True).start()
 
     def run(self, look: Callable[[], T], patience_s: float) -> T:
         """What *look* returns or raises.
@@ -31,31 +32,29 @@ class BoundedLooks:
         Raises:
             TargetBusy: it takes longer than *patience_s*.
         """
+        answers: list[T] = []
+        error: BaseException | None = None
         if not self._late:
-            answer = self._thread.submit(look)
-            if wait([answer], patience_s).done:
-                return answer.result()
-            self._late = True
-        raise TargetBusy(
-            f"memory of process {self._pid} does not come in time",
-            "a server of files that it has mapped does not answer: mend that, and try again",
-        )
+            self._looks.put(lambda: answers.append(look()))
+            try:
+                error = self._done.get(timeout=patience_s)
+            except queue.Empty:
+                self._late = True
+        if self._late:
+            raise TargetBusy(
+                f"memory of process {self._pid} does not come in time",
+                "a server of files that it has mapped does not answer: mend that, and try again",
+            )
+        if error is not None:
+            raise error
+        return answers[0]
 
-    def peek(self, address: int, size_bytes: int, patience_s: float) -> bytes:
-        """So many bytes of its memory.
-
-        Raises:
-            OSError: they cannot be read.
-            TargetBusy: as :meth:`run`.
-        """
-        return self.run(lambda: read_memory(self._pid, address, size_bytes), patience_s)
-
-
-def read_memory(pid: int, address: int, size_bytes: int) -> bytes:
-    """So many bytes of *pid*, fewer where the next page cannot be read. It may wait without end.
-
-    Raises:
-        OSError: not even the first page can be read.
-    """
-    content = bytearray(size_bytes)
-    return bytes(content[: read_process(pid, (address, memoryview(content)))])
+    def _live(self) -> None:
+        while True:
+            look = self._looks.get()
+            try:
+                look()
+            except BaseException as error:  # noqa: BLE001 - it is raised again where it was asked for
+                self._done.put(error)
+            else:
+                self._done.put(None)

@@ -12,7 +12,7 @@ from memfs.errors import CannotFreeze
 from memfs.linux.arch import Architecture, Registers
 from memfs.linux.procfs import Access, Mapping
 from memfs.linux.span import Span
-from memfs.target.injection import Peek
+from memfs.linux.syscalls import peek
 
 _PIECE_BYTES = 1 << 18
 _MOST_BYTES = 64 << 20
@@ -24,12 +24,11 @@ def find_call_address(
     architecture: Architecture,
     registers: Iterable[Registers],
     mappings: Iterable[Mapping],
-    peek: Peek,
 ) -> int:
     """The address of a call instruction of *pid*, all of whose threads stand still.
 
     A thread that waits in a system call has entered it by one. Else there is one in the vDSO; a process
-    without it, under valgrind say, has one somewhere in its code.
+    without it, under valgrind say, has one somewhere in its code. Reading that may wait without end.
 
     Raises:
         CannotFreeze: it has none.
@@ -37,13 +36,13 @@ def find_call_address(
     wanted = architecture.call_instruction
     for address in _entered_by(architecture, registers):
         with contextlib.suppress(OSError):
-            if peek(address, len(wanted)) == wanted:
+            if peek(pid, address, len(wanted)) == wanted:
                 return address
     left_bytes = _MOST_BYTES
     for span in _code(mappings):
         for piece in _pieces(span, len(wanted), left_bytes):
             with contextlib.suppress(OSError):
-                at = peek(piece.start, piece.size).find(wanted)
+                at = peek(pid, piece.start, piece.size).find(wanted)
                 if at >= 0:
                     return piece.start + at
         left_bytes -= min(left_bytes, span.size)

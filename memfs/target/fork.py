@@ -20,7 +20,7 @@ from memfs.errors import CannotFreeze, TargetExited, TargetStuck
 from memfs.linux import procfs
 from memfs.linux.arch import Call
 from memfs.linux.ptrace import WAIT_ALL, Option
-from memfs.target.injection import Diverted, Injection, Peek
+from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
 
@@ -32,8 +32,7 @@ _HELPER_FLAGS = _CLONE_VM | _CLONE_FS | _CLONE_FILES
 _CLOSE_RANGE_UNSHARE = 2
 _ALL_DESCRIPTORS = 0xFFFF_FFFF
 _FIRST_TO_BE_KILLED = b"1000"
-_PR_GET_DUMPABLE = 3  # <linux/prctl.h>
-_PR_SET_DUMPABLE = 4
+_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _DUMPABLE = 1
 
 _MENDS = {
@@ -64,13 +63,13 @@ class Means:
     """What it takes to have a process run calls.
 
     Attributes:
+        thread: of the process, which is to run them, see :func:`choose_thread`.
         call_address: of an instruction of the process that enters the kernel.
-        peek: reads its memory.
         patience_s: how long each of its steps may take.
     """
 
+    thread: int
     call_address: int
-    peek: Peek
     patience_s: float
 
 
@@ -79,7 +78,7 @@ def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
 
     Args:
         hide: have the copy closed to its own user: no one without CAP_SYS_PTRACE can read, write or
-            trace it then (PR_SET_DUMPABLE, ptrace(2)).
+            trace it then (PR_SET_DUMPABLE, ptrace(2)). The process itself must be dumpable.
 
     Raises:
         CannotFreeze: the kernel refuses, or the process did something else than it was told.
@@ -122,9 +121,8 @@ def _close_to_others(injection: Injection) -> None:
 
     Were it done to the copy after its birth, its user could have opened its memory before.
     """
-    if injection.call(Call.PRCTL, _PR_GET_DUMPABLE, 0, 0, 0, 0) == _DUMPABLE:
-        injection.defer(Call.PRCTL, _PR_SET_DUMPABLE, _DUMPABLE, 0, 0, 0)
-        injection.call(Call.PRCTL, _PR_SET_DUMPABLE, 0, 0, 0, 0)
+    injection.defer(Call.PRCTL, _PR_SET_DUMPABLE, _DUMPABLE, 0, 0, 0)
+    injection.call(Call.PRCTL, _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def reap_child(stopped: StoppedProcess, means: Means, number: int) -> None:
@@ -140,15 +138,10 @@ def reap_child(stopped: StoppedProcess, means: Means, number: int) -> None:
 @contextlib.contextmanager
 def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[Injection]:
     """One thread of *stopped*, to run calls for us."""
-    thread = _choose_thread(stopped)
+    thread = means.thread
+    registers = stopped.registers[thread]
     injection = Injection(
-        thread,
-        stopped.registers[thread],
-        stopped.architecture,
-        means.call_address,
-        means.patience_s,
-        means.peek,
-        extra=extra,
+        thread, registers, stopped.architecture, means.call_address, means.patience_s, extra=extra
     )
     try:
         # A filter may answer a call that it does not like with the death of the process: do not try.
@@ -163,8 +156,12 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
         stopped.unreaped += [arguments[0] for call, arguments in injection.undone if call is Call.WAIT4]
 
 
-def _choose_thread(stopped: StoppedProcess) -> int:
-    """The thread to run our calls: best one that waits in a call of its own."""
+def choose_thread(stopped: StoppedProcess) -> int:
+    """The thread to run our calls: best one that waits in a call of its own.
+
+    Raises:
+        CannotFreeze: all are in 32-bit mode.
+    """
     architecture = stopped.architecture
     native = [tid for tid, found in stopped.registers.items() if architecture.is_native(found)]
     if not native:

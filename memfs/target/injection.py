@@ -14,14 +14,12 @@ was set is cancelled before it begins, and :class:`Diverted` is raised.
 import contextlib
 import os
 import signal
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from memfs.linux import ptrace
 from memfs.linux.arch import Architecture, Call, Registers
 from memfs.linux.ptrace import CallInfo, CallStop, Event, Option, Status
-from memfs.linux.span import Span
 from memfs.linux.syscalls import send_to_thread
 from memfs.target.tracee import Killed, Tracee
 
@@ -31,13 +29,6 @@ _NOT_BEGUN = frozenset((-4, -512, -513, -514, -516))
 _TRIES = 16
 _OPTIONS = Option.TRACE_SYSGOOD | Option.TRACE_CLONE
 _DISPATCH_OFF = bytes(32)
-
-Peek = Callable[[int, int], bytes]
-"""Reads so many bytes at an address of the target.
-
-Raises:
-    OSError: they cannot be read, or not in time.
-"""
 
 
 class Diverted(Exception):
@@ -68,11 +59,10 @@ class Injection:
         architecture: Architecture,
         call_address: int,
         patience_s: float,
-        peek: Peek,
         *,
         extra: Option = Option.NONE,
     ) -> None:
-        """Use *tid*, whose registers are *registers*; its children inherit the *extra* options too.
+        """Use *tid*, to which *registers* are given in the end; its children inherit the *extra* options too.
 
         Args:
             call_address: of an instruction that enters the kernel.
@@ -87,14 +77,12 @@ class Injection:
         self._architecture = architecture
         self._call_address = call_address
         self._patience_s = patience_s
-        self._peek = peek
         self._stopped_late = False
         self._between_calls = True
         self._runs = False
         self._deferred: list[tuple[Call, tuple[int, ...]]] = []
         self.undone: list[tuple[Call, tuple[int, ...]]] = []
         with _killed_if_gone():
-            _leave_critical_section(tid, registers, architecture, peek)  # before anything is changed
             self._mask = ptrace.get_signal_mask(tid)
             try:
                 ptrace.set_options(tid, _OPTIONS | extra | Option.SUSPEND_SECCOMP)
@@ -111,7 +99,7 @@ class Injection:
         with _killed_if_gone():
             registers = ptrace.get_registers(tid, self._architecture.registers)
         return Injection(
-            tid, registers, self._architecture, self._call_address, self._patience_s, self._peek, extra=extra
+            tid, registers, self._architecture, self._call_address, self._patience_s, extra=extra
         )
 
     def defer(self, call: Call, *arguments: int) -> None:
@@ -306,28 +294,3 @@ def _switch_dispatch_off(tid: int) -> bytes:
     if config != _DISPATCH_OFF:
         ptrace.set_call_dispatch(tid, _DISPATCH_OFF)
     return config
-
-
-_RSEQ_CS_OFFSET = 8  # in struct rseq (<linux/rseq.h>), the address of a struct rseq_cs
-_CRITICAL_SECTION = struct.Struct("=IIQQQ")
-
-
-def _leave_critical_section(tid: int, registers: Registers, architecture: Architecture, peek: Peek) -> None:
-    """Send a thread that was stopped in a restartable sequence to where it begins anew.
-
-    The kernel does so when the thread goes on (rseq(2)). But it would look at the thread when it runs
-    for us, elsewhere, and forget the sequence, whose rest would then run as if nothing had been.
-    """
-    try:
-        area = ptrace.read_rseq_address(tid)
-        if not area:
-            return
-        at = int.from_bytes(peek(area + _RSEQ_CS_OFFSET, 8), "little")
-        if at:
-            _, _, start, length, abort = _CRITICAL_SECTION.unpack(peek(at, _CRITICAL_SECTION.size))
-            if architecture.program_counter(registers) in Span(start, start + length):
-                architecture.jump(registers, abort)
-    except ProcessLookupError:
-        raise
-    except OSError:
-        return  # a kernel that does not tell, or a thread whose area is not mapped: it would be killed
