@@ -8,6 +8,7 @@ import sys
 
 def main() -> None:
     """The entry point of ``memfs``; ends the process."""
+    _open_standard_descriptors()
     # Modules are for good: to look for garbage while they are loaded takes a tenth of the time.
     gc.disable()
     try:
@@ -24,3 +25,20 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _open_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed, so that no other file gets their numbers.
+
+    They are opened the wrong way round, as ``stdopen`` of gnulib does: a program that reads or writes them
+    gets EBADF, as if they were closed. What Python itself prints goes nowhere.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - these three are for good
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

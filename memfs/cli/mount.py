@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import logging.handlers
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +13,6 @@ from memfs.errors import CannotMount, MemfsError
 if TYPE_CHECKING:
     from memfs.fuse.options import MountOptions
 
-_SYSLOG = "/dev/log"
 _MOUNTED = b"\0"
 
 log = logging.getLogger(__name__)
@@ -31,40 +28,41 @@ log = logging.getLogger(__name__)
     help="splice=auto|on|off, passthrough=auto|off, low_latency=auto|off, log=FILE, "
     "snapshot_copy=SIZE, snapshot_fallback=copy|off, core=full|filtered.",
 )
-@click.argument("mountpoint", type=click.Path(path_type=Path))
-def command(foreground: bool, options: tuple[str, ...], mountpoint: Path) -> None:
+@click.argument("mountpoint")
+def command(foreground: bool, options: tuple[str, ...], mountpoint: str) -> None:
     """Mount the memory of all processes on MOUNTPOINT, an empty directory."""
-    from memfs.cli.mountpoint import check_machine, check_mountpoint
+    from memfs.cli.logfile import log_to, open_log
+    from memfs.cli.mountpoint import check_machine, open_mountpoint, place_of
     from memfs.fuse.options import parse_options
-    from memfs.linux.mountinfo import resolve
 
     parsed = parse_options(options)
     check_machine()
-    where = Path(resolve(mountpoint))
-    check_mountpoint(where)
+    directory = open_mountpoint(place_of(mountpoint))
     if foreground:
         from memfs.fuse.mount import serve
 
-        _log_to(_file_handler(parsed.log_file) if parsed.log_file else logging.StreamHandler(), timed=True)
-        serve(where, parsed, lambda: None)
+        log_to(open_log(parsed.log_file) if parsed.log_file else logging.StreamHandler(), timed=True)
+        serve(directory, parsed, lambda: None)
     else:
-        _serve_in_background(where, parsed)
+        _serve_in_background(directory, parsed)
 
 
-def _serve_in_background(mountpoint: Path, options: "MountOptions") -> None:
-    """Fork the daemon; returns once the mount answers.
+def _serve_in_background(directory: int, options: "MountOptions") -> None:
+    """Fork the daemon, which mounts on *directory*; returns once the mount answers.
 
-    The daemon tells over a pipe how it went: a NUL byte when it is mounted, or else a sentence.
+    The daemon tells over a pipe how it went: a NUL byte when the mount answers, or else a sentence.
     """
-    handler = _background_handler(options)
+    from memfs.cli.logfile import open_background_log
+
+    handler = open_background_log(options.log_file)
     reader, writer = os.pipe()
     daemon = os.fork()
     if daemon == 0:
         os.close(reader)
-        os._exit(_be_daemon(mountpoint, options, handler, writer))
+        os._exit(_be_daemon(directory, options, handler, writer))
     os.close(writer)
     try:
-        _await_daemon(reader, mountpoint)
+        _await_daemon(reader)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.kill(daemon, signal.SIGTERM)
@@ -76,22 +74,18 @@ def _serve_in_background(mountpoint: Path, options: "MountOptions") -> None:
         )
 
 
-def _await_daemon(reader: int, mountpoint: Path) -> None:
+def _await_daemon(reader: int) -> None:
     with open(reader, "rb") as pipe:
         report = pipe.read(1)
         if report != _MOUNTED:
             sentence = (report + pipe.read()).decode(errors="replace")
             raise CannotMount(sentence or "the daemon ended before it had mounted")
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        raise CannotMount(
-            f"the daemon ended as soon as it had mounted ({error.strerror})", "its log says why"
-        ) from error
 
 
-def _be_daemon(mountpoint: Path, options: "MountOptions", handler: logging.Handler, ready: int) -> int:
+def _be_daemon(directory: int, options: "MountOptions", handler: logging.Handler, ready: int) -> int:
     """The life of the daemon; returns its exit status. *ready* is the pipe to the command."""
+    from memfs.cli.logfile import log_to
+
     os.setsid()
     os.chdir("/")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -102,15 +96,16 @@ def _be_daemon(mountpoint: Path, options: "MountOptions", handler: logging.Handl
     def report(message: bytes) -> None:
         nonlocal ready
         if ready >= 0:
-            os.write(ready, message)
+            with contextlib.suppress(BrokenPipeError):  # the command was killed
+                os.write(ready, message)
             os.close(ready)
             ready = -1
 
     try:
         from memfs.fuse.mount import serve
 
-        _log_to(handler, timed=options.log_file is not None)
-        serve(mountpoint, options, lambda: report(_MOUNTED))
+        log_to(handler, timed=options.log_file is not None)
+        serve(directory, options, lambda: report(_MOUNTED))
     except Exception as error:
         if not isinstance(error, MemfsError) or ready < 0:
             log.critical("the daemon ends", exc_info=error)
@@ -119,29 +114,3 @@ def _be_daemon(mountpoint: Path, options: "MountOptions", handler: logging.Handl
     finally:
         logging.shutdown()
     return 0
-
-
-def _background_handler(options: "MountOptions") -> logging.Handler:
-    if options.log_file is not None:
-        return _file_handler(options.log_file)
-    if not os.path.exists(_SYSLOG):
-        return logging.NullHandler()
-    handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-    handler.ident = "memfs: "
-    return handler
-
-
-def _file_handler(path: Path) -> logging.Handler:
-    try:
-        return logging.FileHandler(path)
-    except OSError as error:
-        raise CannotMount(
-            f"cannot log to {path} ({error.strerror})", "name a file that you may write"
-        ) from None
-
-
-def _log_to(handler: logging.Handler, *, timed: bool) -> None:
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s" if timed else "%(message)s")
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,17 +1,24 @@
-"""Looks at a mount point before anything is done to it, and says in one sentence what is wrong."""
+"""Looks at a mount point before anything is done to it, and says in one sentence what is wrong.
 
+A mount of memfs is asked only by a child process with a time limit: its daemon may be stopped or stuck.
+"""
+
+import enum
 import errno
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+from memfs.cli import bounded
 from memfs.errors import CannotMount
+from memfs.fuse.mounting import FUSERMOUNT, detach
 from memfs.fuse.names import FS_TYPE
-from memfs.linux.mountinfo import Mount, mount_on
-from memfs.linux.syscalls import UmountFlag, umount
+from memfs.linux.directories import open_without_links
+from memfs.linux.mountinfo import Mount, mount_on, resolve
 
 _DEVICE = Path("/dev/fuse")
+ANSWER_S = 3.0
+"""How long a mount may take to answer; then it is said not to."""
 
 
 def check_machine() -> None:
@@ -24,7 +31,7 @@ def check_machine() -> None:
         raise CannotMount(
             "there is no /dev/fuse here", "load the module with 'modprobe fuse', or give it to the container"
         )
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+    if os.geteuid() != 0 and shutil.which(FUSERMOUNT) is None:
         raise CannotMount(
             "fusermount3 is missing, by which users mount", "install the package fuse3, or mount as root"
         )
@@ -32,67 +39,102 @@ def check_machine() -> None:
         raise CannotMount("/dev/fuse may not be opened", "let the container use the device")
 
 
-def check_mountpoint(mountpoint: Path) -> None:
-    """Whether memfs can be mounted on *mountpoint*; the mount of a daemon that died is cleared away.
+def place_of(mountpoint: str) -> Path:
+    """The path *mountpoint* without symbolic links. No mount of memfs is asked."""
+    return Path(resolve(mountpoint, FS_TYPE))
+
+
+def open_mountpoint(mountpoint: Path) -> int:
+    """An O_PATH descriptor of the empty directory *mountpoint*, a path of :func:`place_of`, to mount on.
+
+    The mount of a daemon that died is cleared away.
 
     Raises:
         CannotMount: it does not exist, is no directory, is not empty, or has a memfs already.
     """
-    mount = mount_on(mountpoint)
-    if mount is not None and mount.fs_type == FS_TYPE:
-        if is_answered(mountpoint):
+    _clear(mountpoint)
+    directory = -1
+    try:
+        directory = open_without_links(os.fspath(mountpoint))
+        listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            empty = not os.listdir(listing)
+        finally:
+            os.close(listing)
+        if not empty:
+            raise CannotMount(f"{mountpoint} is not empty", "mount on an empty directory")
+    except BaseException as error:
+        if directory >= 0:
+            os.close(directory)
+        if isinstance(error, OSError):
+            raise _unusable(mountpoint, error) from None
+        raise
+    return directory
+
+
+def _clear(mountpoint: Path) -> None:
+    mount = mount_on(os.fspath(mountpoint))
+    while mount is not None and mount.fs_type == FS_TYPE:
+        answer = ask(mountpoint)
+        if answer is not Answer.NOT_CONNECTED:
+            silent = ", and does not answer" if answer is Answer.NONE else ""
             raise CannotMount(
-                f"memfs is mounted on {mountpoint} already", f"use it, or 'memfs umount {mountpoint}'"
+                f"memfs is mounted on {mountpoint} already{silent}", f"use it, or 'memfs umount {mountpoint}'"
             )
-        detach(mountpoint)
+        detach(mount)
+        mount = mount_on(os.fspath(mountpoint))
+
+
+def _unusable(mountpoint: Path, error: OSError) -> CannotMount:
+    match error.errno:
+        case errno.ENOENT:
+            return CannotMount(f"there is no {mountpoint}", f"make it with 'mkdir -p {mountpoint}'")
+        case errno.ENOTDIR:
+            if _is_below_something(mountpoint):
+                return CannotMount(f"there is no {mountpoint}", f"make it with 'mkdir -p {mountpoint}'")
+            return CannotMount(f"{mountpoint} is not a directory", "mount on an empty directory")
+        case errno.EACCES | errno.EPERM:
+            return CannotMount(f"{mountpoint} may not be looked into", "choose a directory of your own")
+        case _:
+            return CannotMount(f"{mountpoint} cannot be used ({error.strerror})", "choose another directory")
+
+
+def _is_below_something(mountpoint: Path) -> bool:
+    """Whether it is a directory above *mountpoint* that is none."""
     try:
-        if not mountpoint.is_dir():
-            if mountpoint.exists():
-                raise CannotMount(f"{mountpoint} is not a directory", "mount on an empty directory")
-            raise CannotMount(f"there is no {mountpoint}", f"make it with 'mkdir -p {mountpoint}'")
-        empty = not any(mountpoint.iterdir())
-    except PermissionError:
-        raise CannotMount(f"{mountpoint} may not be looked into", "choose a directory of your own") from None
-    except OSError as error:
-        raise CannotMount(
-            f"{mountpoint} cannot be used ({error.strerror})", "choose another directory"
-        ) from None
-    if not empty:
-        raise CannotMount(f"{mountpoint} is not empty", "mount on an empty directory")
+        os.close(open_without_links(os.fspath(mountpoint.parent)))
+    except OSError:
+        return True
+    return False
 
 
-def is_answered(mountpoint: Path) -> bool:
-    """Whether a daemon serves the mount."""
+class Answer(enum.Enum):
+    """What comes of asking a mount."""
+
+    SERVED = enum.auto()
+    NOT_CONNECTED = enum.auto()
+    NONE = enum.auto()
+
+
+def ask(mountpoint: Path) -> Answer:
+    """Whether a daemon serves the mount on *mountpoint*; asked for :data:`ANSWER_S` seconds at most."""
     try:
-        os.stat(mountpoint)
+        bounded.call(lambda: os.stat(mountpoint).st_mode, ANSWER_S)
+    except TimeoutError:
+        return Answer.NONE
     except OSError as error:
-        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
-    return True
-
-
-def detach(mountpoint: Path) -> None:
-    """Take the mount out of the tree, in use or not.
-
-    Raises:
-        CannotMount: it is not ours to unmount.
-    """
-    if os.geteuid() == 0:
-        umount(os.fsencode(mountpoint), UmountFlag.DETACH | UmountFlag.NOFOLLOW)
-        return
-    done = subprocess.run(
-        ["fusermount3", "-u", "-z", "--", os.fspath(mountpoint)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise CannotMount(f"fusermount3 could not unmount {mountpoint}", done.stderr.strip())
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return Answer.NOT_CONNECTED
+    return Answer.SERVED
 
 
 def our_mount(mountpoint: Path) -> Mount:
-    """The memfs on *mountpoint*.
+    """The memfs on *mountpoint*, a path of :func:`place_of`, if it is ours or we are root.
 
     Raises:
-        CannotMount: nothing, or something else, is mounted there.
+        CannotMount: nothing, or something else, is mounted there, or by someone else.
     """
-    mount = mount_on(mountpoint)
+    mount = mount_on(os.fspath(mountpoint))
     if mount is None:
         raise CannotMount(
             f"nothing is mounted on {mountpoint}", "'findmnt -t fuse.memfs' lists the mounts of memfs"

@@ -1,6 +1,7 @@
 """``memfs snapshot``: mkdir in ``PID/snapshots``, with a name and a mount found where none is given."""
 
 import errno
+import functools
 import os
 import time
 from pathlib import Path
@@ -26,12 +27,11 @@ _REASONS = {
     "--mount",
     "mountpoint",
     metavar="MOUNTPOINT",
-    type=click.Path(path_type=Path),
     help="The mount to use; else the newest in which the process is.",
 )
 @click.argument("pid", type=click.IntRange(min=1))
 @click.argument("name", required=False)
-def command(mountpoint: Path | None, pid: int, name: str | None) -> None:
+def command(mountpoint: str | None, pid: int, name: str | None) -> None:
     """Freeze a copy of process PID as it is now, under NAME, and print its directory.
 
     The process stops for some milliseconds. rmdir of the directory lets the copy go.
@@ -42,29 +42,41 @@ def command(mountpoint: Path | None, pid: int, name: str | None) -> None:
     click.echo(os.fspath(_make_named(pid, snapshots / name) if name is not None else _make(pid, snapshots)))
 
 
-def _find(pid: int, mountpoint: Path | None) -> Path:
+def _find(pid: int, mountpoint: str | None) -> Path:
     """The directory ``PID/snapshots``, in *mountpoint* or in the newest mount that has it.
+
+    Mounts of other users are left alone, and each is asked for a limited time: it may never answer.
 
     Raises:
         CannotFreeze: there is none.
+        CannotMount: *mountpoint* is no mount of memfs.
     """
-    from memfs.cli.mountpoint import our_mount
+    from memfs.cli import bounded
+    from memfs.cli.mountpoint import ANSWER_S, our_mount, place_of
     from memfs.fuse.names import FS_TYPE
-    from memfs.linux.mountinfo import mounts_of_type, resolve
+    from memfs.linux.mountinfo import mounts_of_type
 
-    if mountpoint is not None:
-        our_mount(mountpoint)
-        candidates = [Path(resolve(mountpoint))]
-    else:
-        candidates = [Path(os.fsdecode(mount.mountpoint)) for mount in mounts_of_type(FS_TYPE)]
+    mounts = mounts_of_type(FS_TYPE) if mountpoint is None else [our_mount(place_of(mountpoint))]
+    if mountpoint is not None and mounts[0].owner not in (0, os.geteuid()):
+        raise CannotFreeze(f"{mountpoint} was mounted by uid {mounts[0].owner}", "name a mount of your own")
+    candidates = [os.fsdecode(mount.mountpoint) for mount in mounts if mount.owner in (0, os.geteuid())]
     if not candidates:
         raise CannotFreeze("memfs is not mounted", "mount it with 'memfs mount MOUNTPOINT'")
+    silent = []
     for candidate in candidates:
-        found = candidate / str(pid) / "snapshots"
-        if os.path.isdir(found):
-            return found
-    places = ", ".join(map(str, candidates))
-    raise CannotFreeze(f"there is no process {pid} in {places}", "see whether it runs, and has memory")
+        found = Path(candidate, str(pid), "snapshots")
+        try:
+            if bounded.call(functools.partial(os.path.isdir, found), ANSWER_S):
+                return found
+        except TimeoutError:
+            silent.append(candidate)
+    if silent:
+        raise CannotFreeze(
+            f"the memfs on {silent[0]} does not answer", f"'memfs umount {silent[0]}', and mount again"
+        )
+    raise CannotFreeze(
+        f"there is no process {pid} in {', '.join(candidates)}", "see whether it runs, and has memory"
+    )
 
 
 def _make(pid: int, snapshots: Path) -> Path:

@@ -8,7 +8,6 @@ import errno
 
 from memfs.errors import NoSuchEntry, TargetExited
 from memfs.fuse.inodes import (
-    ROOT_NUMBER,
     Fixed,
     Name,
     Node,
@@ -19,7 +18,7 @@ from memfs.fuse.inodes import (
     identity_of,
     is_vma,
 )
-from memfs.fuse.names import DAEMON_XATTR, SNAPSHOT_XATTR, XATTR_PREFIX
+from memfs.fuse.names import SNAPSHOT_XATTR, XATTR_PREFIX
 from memfs.image.memory import Memory
 from memfs.image.source import Source
 from memfs.image.text import Text
@@ -205,15 +204,14 @@ _XATTR_NAMES = b"".join(
         b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags",
     )
 )  # fmt: skip
-_ROOT_XATTR_NAMES = DAEMON_XATTR + b"\0"
 
 
 def attribute_names(number: int) -> bytes:
     """The names of all extended attributes of the inode *number*, each ended by a NUL.
 
-    Neither the process nor a table is looked at: VMA files have attributes, and so has the root.
+    Neither the process nor a table is looked at: VMA files have attributes, and nothing else has.
     """
-    return _XATTR_NAMES if is_vma(number) else _ROOT_XATTR_NAMES if number == ROOT_NUMBER else b""
+    return _XATTR_NAMES if is_vma(number) else b""
 
 
 def region_of(space: Space, node: VmaNode) -> Region:

@@ -5,23 +5,25 @@ import logging
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from memfs.errors import CannotMount
+from memfs.errors import CannotMount, MemfsError
 from memfs.fuse.backing import Backings
 from memfs.fuse.contents import attribute_names
 from memfs.fuse.handles import Handles
+from memfs.fuse.mounting import attach, detach
 from memfs.fuse.operations import Operations
 from memfs.fuse.options import MountOptions, SpliceMode
 from memfs.fuse.reader import DataPlane
 from memfs.fuse.switch import Switch
 from memfs.fuse.tree import Tree
 from memfs.image.source import MAX_READ_BYTES
-from memfs.linux.mountinfo import mount_on
+from memfs.linux.mountinfo import Mount
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
@@ -30,14 +32,19 @@ from memfs.target.layout import Device
 
 log = logging.getLogger(__name__)
 
-_MESSAGE_BYTES = 4096
+_GRACE_S = 0.5
+"""How long the threads may take to end; then the process ends without them."""
+_LET_GO_S = 4.0
+"""How long that process may take to let its snapshots go, which happens anyway when it has ended."""
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) -> None:
-    """Mount on *mountpoint* and serve until it is unmounted or a signal ends us.
+def serve(directory: int, options: MountOptions, answering: Callable[[], None]) -> None:
+    """Mount on *directory*, an O_PATH descriptor, and serve until it is unmounted or a signal ends us.
 
-    *mounted* is called once the kernel has the mount; the first answer may still take a moment.
+    *answering* is called, in a thread, as soon as the mount answers. On SIGTERM or SIGINT the mount is gone
+    within a second, whatever the threads of this process wait for. What then is still stuck ends with the
+    process: this function may not return, but exit.
 
     Raises:
         CannotMount: the kernel or fusermount3 refuses.
@@ -49,63 +56,122 @@ def serve(mountpoint: Path, options: MountOptions, mounted: Callable[[], None]) 
         snapshots = Snapshots(
             server.connect, copy_bytes=options.snapshot_copy_bytes, fall_back=options.snapshot_fallback
         )
-        _mount_and_serve(mountpoint, options, mounted, snapshots)
+        _mount_and_serve(directory, options, answering, snapshots, server)
     finally:
         server.close()
 
 
 def _mount_and_serve(
-    mountpoint: Path, options: MountOptions, mounted: Callable[[], None], snapshots: Snapshots
+    directory: int,
+    options: MountOptions,
+    answering: Callable[[], None],
+    snapshots: Snapshots,
+    server: ForkServer,
 ) -> None:
     handles = Handles()
     tree = Tree(snapshots, full_cores=options.full_cores)
     backings = Backings(wanted=options.passthrough)
-    _mount(Operations(tree, handles, backings), mountpoint)
-    unmount = True
-    try:
-        mount = mount_on(mountpoint)
-        if mount is None:
-            raise CannotMount(f"{mountpoint} was unmounted at once")
-        tree.contents.own_device = snapshots.own_device = mount.device
-        mounted()
-        unmount = trio.run(_serve_planes, mount.device, handles, backings, options)
-    finally:
-        # Without a mount libfuse must not look for one: someone else's may be in its place.
-        pyfuse3.close(unmount=unmount)
-        handles.drop_all()
-        snapshots.close()
-    log.info("unmounted %r", os.fspath(mountpoint))
+    device, mount = attach(directory)
+    os.close(directory)
+    ending = _Ending(mount, snapshots, server)
+    has_answered = False
+
+    def note_answering() -> None:
+        nonlocal has_answered
+        _raise_readahead(mount.device)
+        has_answered = True
+        answering()
+
+    tree.contents.own_device = snapshots.own_device = mount.device
+    with contextlib.ExitStack() as stack:
+        stack.callback(ending.done)
+        stack.callback(snapshots.close)
+        stack.callback(handles.drop_all)
+        stack.callback(ending.unmount)
+        # libfuse 3.3 and later takes the device of a file system that is mounted for a mount point.
+        pyfuse3.init(Operations(tree, handles, backings), f"/dev/fd/{device}", set())
+        stack.callback(pyfuse3.close, unmount=False)
+        stack.callback(ending.unmount)  # before pyfuse3 closes, and no request is left without a reply
+        trio.run(_serve_planes, ending, handles, backings, options, note_answering)
+    log.info("unmounted %r", os.fsdecode(mount.mountpoint))
+    if ending.was_unmounted and not has_answered:
+        raise CannotMount(f"{os.fsdecode(mount.mountpoint)} was unmounted at once", "mount again")
 
 
-def _mount(operations: Operations, mountpoint: Path) -> None:
-    """Let libfuse mount. It tells on stderr what went wrong: that is caught, and told in one sentence."""
-    kept = os.dup(2)
-    caught = os.memfd_create("memfs-stderr", os.MFD_CLOEXEC)
-    os.dup2(caught, 2)
-    try:
-        pyfuse3.init(operations, os.fspath(mountpoint), {"fsname=memfs", "subtype=memfs"})
-    except RuntimeError as error:
-        lines = os.pread(caught, _MESSAGE_BYTES, 0).decode(errors="replace").splitlines()
-        said = lines[0] if lines else str(error)
-        raise CannotMount(
-            f"cannot mount on {mountpoint} ({said})", "'memfs doctor' says what is missing"
-        ) from None
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(caught)
+class _Ending:
+    """How the daemon ends: in order, or, where a thread is stuck, without it.
+
+    Attributes:
+        mount: the mount of this daemon.
+        device: the descriptor that serves the mount, once the planes have it.
+        was_unmounted: whether someone else has unmounted it.
+    """
+
+    def __init__(self, mount: Mount, snapshots: Snapshots, server: ForkServer) -> None:
+        self.device: int | None = None
+        self.was_unmounted = False
+        self.mount = mount
+        self._snapshots = snapshots
+        self._server = server
+        self._lock = threading.Lock()
+        self._unmounted = False
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._end_anyway, name="memfs-ending", daemon=True)
+
+    def begin(self, *, unmounted: bool) -> None:
+        """End pyfuse3's main loop, which may wait for a thread; *unmounted* says that the mount is gone."""
+        self.was_unmounted = self.was_unmounted or unmounted
+        pyfuse3.terminate()
+        if self._watch.ident is None:
+            self._watch.start()
+
+    def unmount(self) -> None:
+        """Unmount, unless someone has. Someone else's mount may be in its place."""
+        with self._lock:
+            if self.was_unmounted or self._unmounted:
+                return
+            self._unmounted = True
+            try:
+                detach(self.mount, self.device, abort=True)
+            except FileNotFoundError:
+                pass
+            except (MemfsError, OSError) as error:
+                log.warning("the mount is left behind: %s", error)
+
+    def done(self) -> None:
+        """Say that nothing was stuck."""
+        self._done.set()
+
+    def _end_anyway(self) -> None:
+        if self._done.wait(_GRACE_S):
+            return
+        self.unmount()
+        log.info("ending without threads that wait for what does not come")
+        closing = threading.Thread(target=self._let_go, daemon=True)
+        closing.start()
+        closing.join(_LET_GO_S)
+        logging.shutdown()
+        os._exit(0)
+
+    def _let_go(self) -> None:
+        """Let the snapshots go; a worker that is stuck ends when it no longer is."""
+        self._snapshots.close()
+        self._server.close()
 
 
-async def _serve_planes(device: Device, handles: Handles, backings: Backings, options: MountOptions) -> bool:
-    """Run both planes; returns whether the mount still stands."""
+async def _serve_planes(
+    ending: _Ending,
+    handles: Handles,
+    backings: Backings,
+    options: MountOptions,
+    answering: Callable[[], None],
+) -> None:
+    """Run both planes until the mount ends, or is to end."""
     token = trio.lowlevel.current_trio_token()
-    unmounted = False
 
     def note_unmounted() -> None:
         # libfuse reads a socket now and does not see the end of the device.
-        nonlocal unmounted
-        unmounted = True
-        pyfuse3.terminate()
+        ending.begin(unmounted=True)
 
     def end_from_thread() -> None:
         with contextlib.suppress(trio.RunFinishedError):
@@ -115,7 +181,8 @@ async def _serve_planes(device: Device, handles: Handles, backings: Backings, op
     with contextlib.ExitStack() as stack:
         if latency is not None:
             stack.callback(latency.release)
-        switch = Switch(backings, on_ready=lambda: _raise_readahead(device))
+        switch = Switch(backings, on_ready=answering)
+        ending.device = switch.device
         plane = DataPlane(
             switch,
             handles,
@@ -127,10 +194,9 @@ async def _serve_planes(device: Device, handles: Handles, backings: Backings, op
         switch.start()
         plane.start()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_signal)
+            nursery.start_soon(_end_on_signal, ending)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
-    return not unmounted
 
 
 def _raise_readahead(device: Device) -> None:
@@ -151,12 +217,12 @@ def _defer_end() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-async def _end_on_signal() -> None:
+async def _end_on_signal(ending: _Ending) -> None:
     with trio.open_signal_receiver(*_END_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
-            pyfuse3.terminate()
+            ending.begin(unmounted=False)
 
 
 def _usable(mode: SpliceMode) -> SpliceMode:

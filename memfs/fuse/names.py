@@ -12,6 +12,3 @@ SNAPSHOT_XATTR = b"user.memfs.snapshot"
 
 SINCE_NAME = b".since"
 """In a snapshot, unlisted: a directory with a file for each earlier snapshot, of what changed since."""
-
-DAEMON_XATTR = b"user.memfs.daemon"
-"""On the root of a mount: the pid of its daemon."""

@@ -29,7 +29,7 @@ from memfs.fuse.contents import USE_XATTRS
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Name, Node, ProcessNode
-from memfs.fuse.names import DAEMON_XATTR, XATTR_PREFIX
+from memfs.fuse.names import XATTR_PREFIX
 from memfs.fuse.tree import Tree
 from memfs.image.source import Backing
 from memfs.linux.span import PAGE_BYTES
@@ -326,8 +326,6 @@ class Operations(pyfuse3.Operations):
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     def _extended_attributes(self, inode: int, name: bytes) -> dict[bytes, bytes]:
-        if inode == pyfuse3.ROOT_INODE:
-            return {DAEMON_XATTR: b"%d" % os.getpid()}
         node = self._tree.inodes.node_of(inode)
         return self._tree.contents.extended_attributes(node, use=name in USE_XATTRS)
 

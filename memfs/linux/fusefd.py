@@ -1,58 +1,153 @@
 """The device of FUSE file systems: who serves a mount by it, and objects that the kernel reads by itself."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import select
 import struct
+from pathlib import Path
+
+import attrs
 
 from memfs.linux import procfs
 from memfs.linux.syscalls import borrow_descriptor
 
+_DEVICE = "/dev/fuse"
 _CONNECTION = re.compile(rb"^fuse_connection:\s*(\d+)$", re.MULTILINE)
+_UIDS = re.compile(rb"^Uid:\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
 
 
-def find_server(device: tuple[int, int]) -> int | None:
-    """The pid that serves the FUSE file system on *device*; None where none can be seen.
+@attrs.define
+class Server:
+    """A process that has the device of a FUSE file system open. To be closed.
 
-    fdinfo tells a connection's number, which is the minor number of the device; older kernels do not
-    print it. The number is free for the next mount as soon as a file system is unmounted, though its
-    server may still be ending: one that has lost its connection does not count. The mount itself is not
-    asked.
+    Attributes:
+        process: a pidfd of it.
+        verified: whether the kernel has said that the device is of the file system that was asked for.
+        device: a copy of its descriptor, where the kernel does not say that; None where it may not be had.
     """
+
+    pid: int
+    process: int
+    verified: bool
+    device: int | None = None
+
+    @property
+    def is_of_aborted(self) -> bool:
+        """Whether it serves the file system that was asked for, once the connection of that was aborted."""
+        return self.verified or (self.device is not None and not is_connected(self.device))
+
+    def close(self) -> None:
+        """Close the descriptors of ours."""
+        os.close(self.process)
+        if self.device is not None:
+            os.close(self.device)
+
+
+def find_servers(device: tuple[int, int], uid: int) -> list[Server]:
+    """The processes of user *uid* that serve the FUSE file system on *device*, as far as they can be seen.
+
+    Only what the kernel says of a descriptor counts. fdinfo tells a connection's number, which is the
+    minor number of the device (``fuse_dev_show_fdinfo`` of fs/fuse/dev.c, Linux 6.16). The number is free
+    for the next mount as soon as a file system is unmounted, though its server may still be ending: one
+    that has lost its connection does not count. Older kernels do not print it: there every process is
+    returned that may serve any FUSE file system, not verified, with a copy of its descriptor if we may have
+    one. Which of them it was :attr:`Server.is_of_aborted` tells afterwards.
+
+    Neither the file system nor the processes are asked.
+    """
+    found = []
     for pid in procfs.process_ids():
         try:
-            names = os.listdir(f"/proc/{pid}/fd")
+            process = os.pidfd_open(pid)
         except OSError:
             continue
-        if any(_is_connection(pid, name, device[1]) for name in names):
-            return pid
-    return None
+        server = _find_device(pid, process, device[1]) if _credentials(pid) == {uid} else None
+        # What was read in /proc is of that process only if it has not ended since.
+        if server is not None and not _has_ended(process):
+            found.append(server)
+        elif server is not None:
+            server.close()
+        else:
+            os.close(process)
+    return found
 
 
-def _is_connection(pid: int, name: str, number: int) -> bool:
+def _credentials(pid: int) -> set[int]:
+    """The real, effective, saved and file system uid of a process."""
     try:
-        if os.readlink(f"/proc/{pid}/fd/{name}") != "/dev/fuse":
-            return False
-        found = _CONNECTION.search(procfs.read_file(f"/proc/{pid}/fdinfo/{name}"))
+        uids = _UIDS.search(procfs.read_file(f"/proc/{pid}/status"))
     except OSError:
-        return False
-    return found is not None and int(found[1]) == number and _is_connected(pid, int(name))
+        return set()
+    return set(map(int, uids.groups())) if uids else set()
 
 
-def _is_connected(pid: int, fd: int) -> bool:
-    """Whether requests still come; true where we may not look."""
+def _find_device(pid: int, process: int, number: int) -> Server | None:
+    """What *process* has open of the FUSE file system that has the minor number *number*."""
+    unverified = None
+    for name in _names_of_descriptors(pid):
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{name}") != _DEVICE:
+                continue
+            said = _CONNECTION.search(procfs.read_file(f"/proc/{pid}/fdinfo/{name}"))
+        except OSError:
+            continue
+        if said is not None and int(said[1]) != number:
+            continue
+        device = None
+        try:
+            device = borrow_descriptor(pid, int(name))
+        except OSError:
+            connected = True  # we may not look
+        else:
+            connected = is_connected(device)
+        if said is None and connected and unverified is None:
+            unverified = Server(pid, process, verified=False, device=device)
+            continue
+        if device is not None:
+            os.close(device)
+        if said is not None and connected:
+            return Server(pid, process, verified=True)
+    return unverified
+
+
+def _names_of_descriptors(pid: int) -> list[str]:
     try:
-        borrowed = borrow_descriptor(pid, fd)
+        return os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(borrowed, 0)
-        return not any(events & select.POLLERR for _, events in poll.poll(0))
-    finally:
-        os.close(borrowed)
+        return []
+
+
+def _has_ended(process: int) -> bool:
+    return bool(select.select([process], [], [], 0)[0])
+
+
+def is_connected(device: int) -> bool:
+    """Whether requests still come from *device*; not before it is mounted, nor once it is unmounted."""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def connection_of(device: int) -> int | None:
+    """The minor number of the file system that is served by *device*, a descriptor of ours.
+
+    None before Linux 6.16, which does not tell.
+    """
+    said = _CONNECTION.search(procfs.read_file(f"/proc/self/fdinfo/{device}"))
+    return int(said[1]) if said else None
+
+
+def abort_connection(device: tuple[int, int]) -> None:
+    """End the connection of a FUSE file system, so that all who wait for its server get an error.
+
+    Whoever calls this must hold the file system, lest its number be another's already. Does nothing where
+    fusectl is not mounted, or the file system is not ours: its file belongs to who mounted.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/sys/fs/fuse/connections/{device[1]}/abort").write_text("1")
 
 
 _BACKING_OPEN = 0x4010_E501  # _IOW(229, 1, struct fuse_backing_map); Linux 6.9

@@ -1,7 +1,8 @@
-"""What is mounted where: ``/proc/self/mountinfo``, see proc(5)."""
+"""What is mounted where: ``/proc/self/mountinfo``, see proc(5). No file system is asked anything here."""
 
 import os
 import re
+from collections import deque
 from pathlib import Path
 
 import attrs
@@ -12,6 +13,8 @@ class Mount:
     """One mount.
 
     Attributes:
+        id: its number, which the kernel may give to another mount once this one is unmounted.
+        parent: the number of the mount on which its mount point lies.
         mountpoint: its path, as seen from our root.
         fs_type: with the subtype: ``fuse.memfs``.
         source: what the type says it is of.
@@ -19,6 +22,8 @@ class Mount:
         device: major and minor number, which maps names for files of this mount.
     """
 
+    id: int
+    parent: int
     mountpoint: bytes
     fs_type: bytes
     source: bytes
@@ -27,11 +32,13 @@ class Mount:
 
 
 _LINE = re.compile(
-    rb"^\d+ \d+ (\d+):(\d+) [^ \n]* ([^ \n]*) [^ \n]*(?: (?!- )[^ \n]*)* - ([^ \n]*) ([^ \n]*) ([^ \n]*)$",
+    rb"^(\d+) (\d+) (\d+):(\d+) [^ \n]* ([^ \n]*) [^ \n]*(?: (?!- )[^ \n]*)*"
+    rb" - ([^ \n]*) ([^ \n]*) ([^ \n]*)$",
     re.MULTILINE,
 )
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _USER_ID = re.compile(rb"(?:^|,)user_id=(\d+)")
+_MOUNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
 
 
 def _unescape(field: bytes) -> bytes:
@@ -41,10 +48,12 @@ def _unescape(field: bytes) -> bytes:
 def parse_mountinfo(text: bytes) -> list[Mount]:
     """The mounts of a mountinfo text, the last one on a path being the one that shows."""
     mounts = []
-    for major, minor, mountpoint, fs_type, source, options in _LINE.findall(text):
+    for number, parent, major, minor, mountpoint, fs_type, source, options in _LINE.findall(text):
         owner = _USER_ID.search(options)
         mounts.append(
             Mount(
+                int(number),
+                int(parent),
                 _unescape(mountpoint),
                 _unescape(fs_type),
                 _unescape(source),
@@ -65,29 +74,62 @@ def mounts_of_type(fs_type: bytes) -> list[Mount]:
     return [mount for mount in reversed(read_mounts()) if mount.fs_type == fs_type]
 
 
+def mount_id_of(fd: int) -> int:
+    """The number of the mount that the file of descriptor *fd* was reached through; see proc(5), fdinfo."""
+    found = _MOUNT_ID.search(Path(f"/proc/self/fdinfo/{fd}").read_bytes())
+    assert found is not None  # printed since Linux 3.15
+    return int(found[1])
+
+
+def mount_by_id(number: int) -> Mount | None:
+    """The mount that has the number *number* now; None where there is none in this mount namespace."""
+    return next((mount for mount in read_mounts() if mount.id == number), None)
+
+
 _MOST_LINKS = 40  # MAXSYMLINKS
 
 
-def resolve(path: str | os.PathLike[str]) -> str:
-    """*path* without symbolic links, found without asking what is mounted there: readlink(2) does not."""
-    for _ in range(_MOST_LINKS):
-        parent, name = os.path.split(os.path.abspath(path))
-        path = os.path.join(os.path.realpath(parent), name)
+def resolve(path: str | os.PathLike[str], unasked: bytes) -> str:
+    """*path* without symbolic links, found without asking any file system of type *unasked*.
+
+    Only readlink(2) is called, which does not ask what is mounted on the last name of its path. Behind
+    the mount point of such a file system nothing is looked up: names there stay as they are.
+    """
+    silent = {os.fsdecode(mount.mountpoint) for mount in mounts_of_type(unasked)}
+    path = os.path.join(os.getcwd(), path)
+    names = deque(path.split("/"))
+    found = "/"
+    links = 0
+    asked = True
+    while names:
+        name = names.popleft()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            found = os.path.dirname(found)
+            asked = not any(found == place or found.startswith(f"{place}/") for place in silent)
+            continue
+        found = os.path.join(found, name)
+        if not asked or links == _MOST_LINKS:
+            continue
         try:
-            path = os.path.join(os.path.dirname(path), os.readlink(path))
+            target = os.readlink(found)
         except OSError:
-            break
-    return os.fspath(path)
+            asked = found not in silent
+            continue
+        links += 1
+        names.extendleft(reversed(target.split("/")))
+        found = "/" if target.startswith("/") else os.path.dirname(found)
+    return found
 
 
-def mount_on(path: str | os.PathLike[str]) -> Mount | None:
+def mount_on(path: str) -> Mount | None:
     """The mount whose mount point is *path*, the topmost where there are several; None for no mount.
 
-    The file system itself is not asked, since its daemon may be dead or stuck.
+    *path* is one of :func:`resolve`. What is mounted there is not asked: its server may be dead or stuck.
     """
-    resolved = os.fsencode(resolve(path))
     found = None
     for mount in read_mounts():
-        if mount.mountpoint == resolved:
+        if mount.mountpoint == os.fsencode(path):
             found = mount
     return found

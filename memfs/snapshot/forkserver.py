@@ -16,7 +16,7 @@ from memfs.errors import CannotFreeze
 from memfs.snapshot.worker import work
 
 _FIRST_FREE = 3
-_END_S = 5.0
+_END_S = 3.0  # a worker tries for 2 seconds to stop a process that a debugger has
 _PR_SET_NAME = 15  # <linux/prctl.h>
 _NAME = b"snapshot-worker"
 """Not after the daemon: `pkill memfs` must not tear a worker away from a process that it has just stopped."""
@@ -56,18 +56,17 @@ class ForkServer:
         return ours
 
     def close(self) -> None:
-        """End it; returns when all workers have let go, or in some seconds. Their channels must be closed.
+        """End it; returns when all workers have let go, whose channels must be closed, or after 3 seconds.
 
-        A worker whose process cannot be stopped now, or that waits for a dead file server, ends later.
+        A worker that is stuck (in a file system whose server is dead, say) goes on by itself, and ends when
+        it no longer is.
         """
         self._channel.close()
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            ended = os.pidfd_open(self._pid)
-            try:
-                if select.select([ended], [], [], _END_S)[0]:
-                    os.waitpid(self._pid, 0)
-            finally:
-                os.close(ended)
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(self._pid)
+            if select.select([process], [], [], _END_S)[0]:
+                os.waitpid(self._pid, 0)
+            os.close(process)
 
 
 def _serve(channel: socket.socket) -> None:

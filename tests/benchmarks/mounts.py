@@ -12,7 +12,6 @@ import attrs
 from commands import CommandFailed
 
 _MEMFS = Path(sys.executable).with_name("memfs")
-_DAEMON_XATTR = "user.memfs.daemon"
 _END_S = 30
 
 
@@ -60,7 +59,7 @@ def memfs_mount(directory: Path) -> Iterator[MemfsMount]:
     daemon = None
     try:
         _command(_MEMFS, "mount", "-o", f"log={log}", path)
-        daemon = int(os.getxattr(path, _DAEMON_XATTR))
+        daemon = _daemon_of(path)
         yield MemfsMount(path, daemon, log)
     finally:
         if os.path.ismount(path):
@@ -70,6 +69,18 @@ def memfs_mount(directory: Path) -> Iterator[MemfsMount]:
                 print(error, file=sys.stderr)
                 _force(path, daemon)
         path.rmdir()
+
+
+def _daemon_of(path: Path) -> int:
+    """The process whose arguments end with the mount point, but for the fork server that it has made."""
+    found = {}
+    for process in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "cmdline").read_bytes().endswith(b"\0%s\0" % os.fsencode(path)):
+                stat = (process / "stat").read_text()
+                found[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+    (daemon,) = (pid for pid, parent in found.items() if parent not in found)
+    return daemon
 
 
 @contextlib.contextmanager

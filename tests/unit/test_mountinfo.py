@@ -18,7 +18,9 @@ def escape(name: bytes) -> bytes:
 def mountinfo_line(mount: Mount, tags: bytes = b"") -> bytes:
     """One line, with *tags* (``shared:1 master:2``) in the optional fields."""
     owner = b"" if mount.owner is None else b",user_id=%d,group_id=0" % mount.owner
-    head = b"67 45 %d:%d / %s rw,relatime " % (*mount.device, escape(mount.mountpoint))
+    head = b"%d %d %d:%d / %s rw,relatime " % (
+        mount.id, mount.parent, *mount.device, escape(mount.mountpoint)
+    )  # fmt: skip
     return head + tags + b"- %s %s rw%s\n" % (mount.fs_type, escape(mount.source), owner)
 
 
@@ -27,6 +29,8 @@ def mountinfo_line(mount: Mount, tags: bytes = b"") -> bytes:
         st.tuples(
             st.builds(
                 Mount,
+                id=st.integers(1, (1 << 31) - 1),
+                parent=st.integers(1, (1 << 31) - 1),
                 mountpoint=_NAMES.map(lambda name: b"/" + name),
                 fs_type=st.sampled_from([b"ext4", b"fuse.memfs", b"tmpfs"]),
                 source=_NAMES,
@@ -38,8 +42,8 @@ def mountinfo_line(mount: Mount, tags: bytes = b"") -> bytes:
         max_size=4,
     )
 )
-@example([(Mount(b"/mnt", b"tmpfs", b"", None, (0, 41)), b"")])
-@example([(Mount(b"/mnt/a\rb", b"fuse.memfs", b"memfs", 0, (0, 42)), b"shared:1 ")])
+@example([(Mount(2, 1, b"/mnt", b"tmpfs", b"", None, (0, 41)), b"")])
+@example([(Mount(67, 45, b"/mnt/a\rb", b"fuse.memfs", b"memfs", 0, (0, 42)), b"shared:1 ")])
 def test_parsing_what_was_printed_gives_back_every_mount(printed: list[tuple[Mount, bytes]]) -> None:
     text = b"".join(mountinfo_line(mount, tags) for mount, tags in printed)
     assert parse_mountinfo(text) == [mount for mount, _ in printed]
