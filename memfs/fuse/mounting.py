@@ -38,7 +38,7 @@ def attach(directory: int) -> tuple[int, Mount]:
         device, number = _attach_by_kernel(directory) if os.geteuid() == 0 else (-1, None)
     except OSError as error:
         if not isinstance(error, PermissionError) or shutil.which(FUSERMOUNT) is None:
-            raise _refused(place, str(error)) from error
+            raise _refused(place, error.strerror or str(error)) from error
         device, number = -1, None
     if device < 0:
         device = _attach_by_fusermount(place)

@@ -28,6 +28,7 @@ from mount.mounted import (
     mount_changes,
     mounted,
     mounts_on,
+    opened,
     run,
 )
 from support.drivers import PidNamespace
@@ -38,6 +39,7 @@ from memfs.cli.mountpoint import open_mountpoint, place_of
 from memfs.errors import CannotMount
 from memfs.fuse.mounting import attach, detach
 from memfs.linux import fusefd
+from memfs.linux.fsmount import MountAttribute, attach_mount, create_mount
 
 _PYTHON = "/usr/bin/python3"
 _LIMIT_SECONDS = 60.0
@@ -109,6 +111,34 @@ def test_a_stopped_daemon_is_unmounted_and_its_readers_go_on(
             assert mount.reap_now() == -signal.SIGKILL
 
 
+def _unmount(place: Path) -> None:
+    """`memfs umount`, in this process, where a test has changed something."""
+    assert umount.command.callback is not None
+    umount.command.callback(os.fspath(place))
+
+
+@pytest.fixture
+def dead_server(tmp_path: Path) -> Iterator[Path]:
+    """A file system that answers nothing, not even root."""
+    where = tmp_path / "dead"
+    where.mkdir()
+    with opened(Path("/dev/fuse"), os.O_RDWR) as device, opened(where, os.O_PATH) as directory:
+        options = {b"fd": b"%d" % device, b"rootmode": b"40000", b"user_id": b"0", b"group_id": b"0"}
+        created = create_mount(b"fuse", options, MountAttribute(0))
+        attach_mount(created, directory)
+        os.close(created)
+        yield where
+        run("umount", "-l", where)
+
+
+def test_unmounting_ends_even_if_a_directory_above_never_answers(
+    dead_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(umount, "_LIMIT_S", 0.5)
+    with pytest.raises(CannotMount, match="does not end"):
+        _unmount(dead_server / "mnt")
+
+
 def test_where_the_kernel_names_no_connection_the_daemon_is_waited_for_and_not_signalled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +147,7 @@ def test_where_the_kernel_names_no_connection_the_daemon_is_waited_for_and_not_s
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
     with mounted(tmp_path / "one") as one, mounted(tmp_path / "other") as other:
-        assert umount.command.callback is not None
-        umount.command.callback(os.fspath(one.path))
+        _unmount(one.path)
         assert one.reap_now() == 0
         assert "SIGTERM" not in one.log.read_text()
         assert str(os.getpid()) in os.listdir(other.path)
@@ -326,8 +355,10 @@ socket.send_fds(socket.socket(fileno=int(sys.argv[2])), [b"d"], [device])
 
 
 @contextlib.contextmanager
-def _hostile_mount(place: Path, user: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A mount of type fuse.memfs by *user*, whose device only a process of root's has; gives that."""
+def _hostile_mount(place: Path, user: int, *, holder: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A mount of type fuse.memfs by *user*, whose device only a process of *holder*'s (root's) has."""
+    place.mkdir()
+    os.chown(place, user, user)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         subprocess.run(
@@ -335,7 +366,7 @@ def _hostile_mount(place: Path, user: int) -> Iterator[subprocess.Popen[bytes]]:
             pass_fds=[theirs.fileno()], user=user, group=user, extra_groups=[], check=True,
         )  # fmt: skip
         _, (device,), _, _ = socket.recv_fds(ours, 1, 1)
-    victim = subprocess.Popen(["sleep", "1000"], pass_fds=[device])
+    victim = subprocess.Popen(["sleep", "1000"], pass_fds=[device], user=holder)
     os.close(device)
     try:
         yield victim
@@ -349,8 +380,6 @@ def test_a_process_that_was_handed_the_device_of_a_hostile_mount_is_not_signalle
     user: int, user_directory: Path
 ) -> None:
     place = user_directory / "mnt"
-    place.mkdir()
-    os.chown(place, user, user)
     with _hostile_mount(place, user) as victim:
         assert mounts_on(place) == _OURS
         _silent(memfs("umount", place))
@@ -358,11 +387,22 @@ def test_a_process_that_was_handed_the_device_of_a_hostile_mount_is_not_signalle
         assert victim.poll() is None
 
 
+def test_root_signals_no_process_of_the_user_who_mounted_and_says_that_it_stays(
+    user: int, user_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(umount, "_ABORTED_S", 0.1)
+    monkeypatch.setattr(umount, "_KILL_S", 0.1)
+    place = user_directory / "mnt"
+    with _hostile_mount(place, user, holder=user) as holder:
+        with pytest.raises(CannotMount, match=f"process {holder.pid}, .* does not end"):
+            _unmount(place)
+        assert mounts_on(place) == []
+        assert holder.poll() is None
+
+
 def test_a_hostile_mount_is_not_asked_where_a_process_is(user: int, user_directory: Path) -> None:
     """`memfs snapshot` looks into mounts of root and of its caller."""
     place = user_directory / "mnt"
-    place.mkdir()
-    os.chown(place, user, user)
     with _hostile_mount(place, user):
         said = complaint(memfs("snapshot", "--mount", place, str(os.getpid()), "one"), 1)
         assert f"uid {user}" in said
@@ -427,9 +467,13 @@ def test_in_the_foreground_with_closed_descriptors_it_ends_by_a_signal(
 def _mount_point(directory: Path) -> Iterator[Path]:
     where = directory / "mnt"
     where.mkdir()
-    yield where
-    if mounts_on(where):
-        memfs("umount", where)
+    before = children()
+    try:
+        yield where
+    finally:
+        if mounts_on(where):
+            memfs("umount", where)
+            _reap(children() - before)
 
 
 def _plant(kind: str, log: Path, roots_file: Path, user: int) -> None:
@@ -493,12 +537,12 @@ def test_a_fifo_of_ones_own_is_refused_as_a_log_too(tmp_path: Path) -> None:
 
 def test_a_log_may_be_a_device_or_a_link_of_ones_own_and_a_new_one_is_for_its_owner(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    (tmp_path / "mnt").mkdir()
     before = children()
-    for log in ("/dev/null", tmp_path / "link", tmp_path / "new"):
-        _silent(memfs("mount", "-o", f"log={log}", tmp_path / "mnt"))
-        _silent(memfs("umount", tmp_path / "mnt"))
-        _reap(children() - before)
+    with _mount_point(tmp_path) as where:
+        for log in ("/dev/null", tmp_path / "link", tmp_path / "new"):
+            _silent(memfs("mount", "-o", f"log={log}", where))
+            _silent(memfs("umount", where))
+            _reap(children() - before)
     for log in (tmp_path / "target", tmp_path / "new"):
         assert "unmounted" in log.read_text()
         assert log.stat().st_mode & 0o777 == 0o600

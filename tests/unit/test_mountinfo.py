@@ -1,9 +1,13 @@
 """mountinfo: every line the kernel prints is a mount, whatever its path and its source."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from memfs.linux.mountinfo import Mount, mount_on, parse_mountinfo
+from memfs.linux.mountinfo import Mount, mount_by_id, mount_id_of, mount_on, parse_mountinfo, resolve
 
 _NAMES = st.binary(max_size=30).map(lambda name: name.replace(b"\0", b"0"))
 
@@ -54,3 +58,38 @@ def test_proc_is_mounted_on_proc_and_nothing_below_it() -> None:
     assert found is not None
     assert (found.mountpoint, found.fs_type) == (b"/proc", b"proc")
     assert mount_on("/proc/self") is None
+
+
+def test_a_descriptor_tells_its_mount() -> None:
+    descriptor = os.open("/proc/self", os.O_PATH)
+    try:
+        found = mount_by_id(mount_id_of(descriptor))
+    finally:
+        os.close(descriptor)
+    assert found is not None
+    assert found == mount_on("/proc")
+    assert mount_by_id(0) is None
+
+
+def test_a_path_is_resolved_as_the_system_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("deep/er")
+    (tmp_path / "far").symlink_to(tmp_path / "link")
+    (tmp_path / "deep" / "up").symlink_to("../link/..")
+    monkeypatch.chdir(tmp_path / "deep")
+    for path in (
+        ".", "..", "/", "//", "", "er/", "../link", "../link/..", "../far/../up/er", "up", "missing/name",
+        "../file/below", f"{tmp_path}/./far", "/..",
+    ):  # fmt: skip
+        assert resolve(path, b"none") == os.path.realpath(path)
+
+
+def test_links_without_an_end_are_given_up(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolve(tmp_path / "loop", b"none") == str(tmp_path / "loop")
+
+
+def test_behind_a_mount_that_is_not_to_be_asked_names_stay_as_they_are() -> None:
+    assert resolve("/proc/self/exe", b"proc") == "/proc/self/exe"
+    assert resolve("/proc/self/../../tmp", b"proc") == "/tmp"
