@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -37,17 +38,18 @@ def command(foreground: bool, options: tuple[str, ...], mountpoint: str) -> None
 
     parsed = parse_options(options)
     check_machine()
-    directory = open_mountpoint(place_of(mountpoint))
+    where = place_of(mountpoint)
+    directory = open_mountpoint(where)
     if foreground:
         from memfs.fuse.mount import serve
 
         log_to(open_log(parsed.log_file) if parsed.log_file else logging.StreamHandler(), timed=True)
-        serve(directory, parsed, lambda: None)
+        serve(directory, where, parsed, lambda: None)
     else:
-        _serve_in_background(directory, parsed)
+        _serve_in_background(directory, where, parsed)
 
 
-def _serve_in_background(directory: int, options: "MountOptions") -> None:
+def _serve_in_background(directory: int, mountpoint: Path, options: "MountOptions") -> None:
     """Fork the daemon, which mounts on *directory*; returns once the mount answers.
 
     The daemon tells over a pipe how it went: a NUL byte when the mount answers, or else a sentence.
@@ -59,7 +61,7 @@ def _serve_in_background(directory: int, options: "MountOptions") -> None:
     daemon = os.fork()
     if daemon == 0:
         os.close(reader)
-        os._exit(_be_daemon(directory, options, handler, writer))
+        os._exit(_be_daemon(directory, mountpoint, options, handler, writer))
     os.close(writer)
     try:
         _await_daemon(reader)
@@ -82,7 +84,9 @@ def _await_daemon(reader: int) -> None:
             raise CannotMount(sentence or "the daemon ended before it had mounted")
 
 
-def _be_daemon(directory: int, options: "MountOptions", handler: logging.Handler, ready: int) -> int:
+def _be_daemon(
+    directory: int, mountpoint: Path, options: "MountOptions", handler: logging.Handler, ready: int
+) -> int:
     """The life of the daemon; returns its exit status. *ready* is the pipe to the command."""
     from memfs.cli.logfile import log_to
 
@@ -105,7 +109,7 @@ def _be_daemon(directory: int, options: "MountOptions", handler: logging.Handler
         from memfs.fuse.mount import serve
 
         log_to(handler, timed=options.log_file is not None)
-        serve(directory, options, lambda: report(_MOUNTED))
+        serve(directory, mountpoint, options, lambda: report(_MOUNTED))
     except Exception as error:
         if not isinstance(error, MemfsError) or ready < 0:
             log.critical("the daemon ends", exc_info=error)

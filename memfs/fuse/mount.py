@@ -39,9 +39,10 @@ _LET_GO_S = 4.0
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(directory: int, options: MountOptions, answering: Callable[[], None]) -> None:
+def serve(directory: int, mountpoint: Path, options: MountOptions, answering: Callable[[], None]) -> None:
     """Mount on *directory*, an O_PATH descriptor, and serve until it is unmounted or a signal ends us.
 
+    *mountpoint* is the path, without symbolic links, by which the directory was opened.
     *answering* is called, in a thread, as soon as the mount answers. On SIGTERM or SIGINT the mount is gone
     within a second, whatever the threads of this process wait for. What then is still stuck ends with the
     process: this function may not return, but exit.
@@ -56,13 +57,14 @@ def serve(directory: int, options: MountOptions, answering: Callable[[], None]) 
         snapshots = Snapshots(
             server.connect, copy_bytes=options.snapshot_copy_bytes, fall_back=options.snapshot_fallback
         )
-        _mount_and_serve(directory, options, answering, snapshots, server)
+        _mount_and_serve(directory, mountpoint, options, answering, snapshots, server)
     finally:
         server.close()
 
 
 def _mount_and_serve(
     directory: int,
+    mountpoint: Path,
     options: MountOptions,
     answering: Callable[[], None],
     snapshots: Snapshots,
@@ -71,7 +73,7 @@ def _mount_and_serve(
     handles = Handles()
     tree = Tree(snapshots, full_cores=options.full_cores)
     backings = Backings(wanted=options.passthrough)
-    device, mount = attach(directory)
+    device, mount = attach(directory, mountpoint)
     os.close(directory)
     ending = _Ending(mount, snapshots, server)
     has_answered = False
@@ -93,9 +95,9 @@ def _mount_and_serve(
         stack.callback(pyfuse3.close, unmount=False)
         stack.callback(ending.unmount)  # before pyfuse3 closes, and no request is left without a reply
         trio.run(_serve_planes, ending, handles, backings, options, note_answering)
-    log.info("unmounted %r", os.fsdecode(mount.mountpoint))
+    log.info("unmounted %r", os.fspath(mountpoint))
     if ending.was_unmounted and not has_answered:
-        raise CannotMount(f"{os.fsdecode(mount.mountpoint)} was unmounted at once", "mount again")
+        raise CannotMount(f"{mountpoint} was unmounted at once", "mount again")
 
 
 class _Ending:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 from memfs.errors import CannotMount
 from memfs.fuse.names import FS_TYPE
@@ -27,13 +28,15 @@ _TRIES = 200
 """A mount point whose path is swapped all the time is reached by every second try, or so."""
 
 
-def attach(directory: int) -> tuple[int, Mount]:
+def attach(directory: int, mountpoint: Path) -> tuple[int, Mount]:
     """Mount memfs on *directory*, an O_PATH descriptor; returns the device to serve it by, and the mount.
 
+    *mountpoint* is the path, without symbolic links, by which the directory was opened.
+
     Raises:
-        CannotMount: the kernel or fusermount3 refuses; or the directory is not where it was.
+        CannotMount: the kernel or fusermount3 refuses; or the directory is no longer there.
     """
-    place = os.readlink(f"/proc/self/fd/{directory}")
+    place = os.fspath(mountpoint)
     try:
         device, number = _attach_by_kernel(directory) if os.geteuid() == 0 else (-1, None)
     except OSError as error:
@@ -46,7 +49,8 @@ def attach(directory: int) -> tuple[int, Mount]:
         mount = mount_by_id(number) if number is not None else _find_mount(device, place)
         if mount is None:
             raise CannotMount(f"{place} was unmounted at once", "mount again")
-        if mount.parent != mount_id_of(directory) or os.fsdecode(mount.mountpoint) != _path_of(directory):
+        where = {os.fsdecode(mount.mountpoint), _path_of(directory)}
+        if mount.parent != mount_id_of(directory) or where != {place}:
             with contextlib.suppress(CannotMount, OSError):
                 detach(mount)
             raise CannotMount(

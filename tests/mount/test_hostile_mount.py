@@ -35,7 +35,7 @@ from support.drivers import PidNamespace
 from support.outside import children_of
 
 from memfs.cli import umount
-from memfs.cli.mountpoint import open_mountpoint, place_of
+from memfs.cli.mountpoint import open_mountpoint
 from memfs.errors import CannotMount
 from memfs.fuse.mounting import attach, detach
 from memfs.linux import fusefd
@@ -165,8 +165,8 @@ def wait_for_ever():
 
 operations._memory_pages = wait_for_ever
 logging.basicConfig(level=logging.INFO)
-directory = open_mountpoint(place_of(sys.argv[1]))
-mount.serve(directory, MountOptions(), lambda: print("answers", flush=True))
+where = place_of(sys.argv[1])
+mount.serve(open_mountpoint(where), where, MountOptions(), lambda: print("answers", flush=True))
 """
 
 
@@ -212,16 +212,20 @@ while True:
 
 
 class _Swapper:
-    """A process of *user*'s that exchanges an empty and a full directory of his at random moments."""
+    """A process of *user*'s that exchanges an empty and a full directory of his at random moments.
 
-    def __init__(self, directory: Path, user: int) -> None:
-        self.empty, self.full = directory / "empty", directory / "full"
-        for place in (directory, self.empty, self.full):
-            place.mkdir()
+    Or the directories that they are in, by the same name.
+    """
+
+    def __init__(self, directory: Path, user: int, *, above: bool) -> None:
+        swapped = directory / "one", directory / "other"
+        self.empty, self.full = (place / "mnt" if above else place for place in swapped)
+        for place in (*swapped, self.empty, self.full):
+            place.mkdir(exist_ok=True)
             os.chown(place, user, user)
         (self.full / "file").touch()
         self._process = subprocess.Popen(
-            [_PYTHON, "-c", _SWAPPER, self.empty, self.full],
+            [_PYTHON, "-c", _SWAPPER, *swapped],
             stdout=subprocess.PIPE, user=user, group=user, extra_groups=[],
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -247,10 +251,10 @@ class _Swapper:
         self._process.communicate()
 
 
-@pytest.fixture
-def swapper(user_directory: Path, user: int) -> Iterator[_Swapper]:
+@pytest.fixture(params=[False, True], ids=["itself", "above"])
+def swapper(request: pytest.FixtureRequest, user_directory: Path, user: int) -> Iterator[_Swapper]:
     """Two directories that another user swaps while root mounts."""
-    found = _Swapper(user_directory / "swapped", user)
+    found = _Swapper(user_directory, user, above=bool(request.param))
     yield found
     found.kill()
 
@@ -269,9 +273,9 @@ def _covered_is_empty(swapper: _Swapper) -> bool:
 def test_a_mount_point_that_is_swapped_never_hides_a_directory_that_is_not_empty(swapper: _Swapper) -> None:
     for _ in range(_SWAPS):
         with contextlib.suppress(CannotMount):
-            directory = open_mountpoint(place_of(os.fspath(swapper.empty)))
+            directory = open_mountpoint(swapper.empty)
             try:
-                device, mount = attach(directory)
+                device, mount = attach(directory, swapper.empty)
             finally:
                 os.close(directory)
             swapper.pause()
