@@ -30,6 +30,7 @@ from memfs.target.tracee import Tracee
 
 _FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
 _TOO_MUCH = "and more than snapshot_copy allows"
+_NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
 
 _CALL_S = 1.0
 _CALL_S_PER_BYTE = 0.1 / (1 << 30)
@@ -79,7 +80,8 @@ class Freezing:
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
             fork.ensure_possible(self._pid)
-        self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+        with _spared():
+            self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
         frozen = self._looks.run(self._describe, patience_s)
         self._aside.close()
         return frozen, self._aside.fd
@@ -253,6 +255,18 @@ def _come_first(first: bool) -> None:
     policy, priority = (os.SCHED_RR, 1) if first else (os.SCHED_OTHER, 0)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, policy, os.sched_param(priority))
+
+
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """Where memory is short, this process is not killed: the one that it has stopped would be, too."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open("/proc/self/oom_score_adj", "r+b", buffering=0))
+            before = file.read()
+            file.write(_NEVER_KILLED)
+            stack.callback(file.write, before)
+        yield
 
 
 def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:

@@ -5,6 +5,7 @@ Else it would stay a zombie for as long as the process lives.
 
 import functools
 import os
+import threading
 import time
 
 from memfs.errors import MemfsError
@@ -28,25 +29,39 @@ def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, l
 
     The child has ended, so its number cannot come to mean another one before it is reaped.
     """
-    pid = reaping.identity.pid
-    for tid in _thread_ids(pid):
-        stopped = StoppedProcess(pid, architecture, time.monotonic() + _STOP_S)
-        try:
-            process.ensure_same()
-            stopped.stop(tid)
-            process.ensure_same()
-            fork.choose_thread(stopped)
-            area = restartable.read_area(tid)
-            call_address = looks.run(functools.partial(_find_call, stopped, tid, area), _STEP_S)
-            fork.reap_child(stopped, fork.Means(tid, call_address, _STEP_S), reaping.number)
-        except ChildProcessError:
+    for tid in _thread_ids(reaping.identity.pid):
+        # A thread that does not stop in time cannot be let go but by the end of the thread that seized it.
+        done: list[bool] = []
+        attempt = functools.partial(_reap_by, tid, reaping, process, architecture, looks)
+        tracer = threading.Thread(target=lambda attempt=attempt, done=done: done.append(attempt()))
+        tracer.start()
+        tracer.join()
+        if done == [True]:
             return True
-        except (MemfsError, OSError, Killed, Diverted):
-            continue
-        finally:
-            _release(stopped)
-        return True
     return process.exited  # then it goes to init, as every orphan does
+
+
+def _reap_by(
+    tid: int, reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks
+) -> bool:
+    stopped = StoppedProcess(reaping.identity.pid, architecture, time.monotonic() + _STOP_S)
+    try:
+        process.ensure_same()
+        stopped.stop(tid)
+        process.ensure_same()
+        fork.choose_thread(stopped)
+        area = restartable.read_area(tid)
+        call_address = looks.run(functools.partial(_find_call, stopped, tid, area), _STEP_S)
+        fork.reap_child(stopped, fork.Means(tid, call_address, _STEP_S), reaping.number)
+    except ChildProcessError:
+        return True
+    except (MemfsError, OSError, Killed, Diverted):
+        return False
+    finally:
+        stopped.release()
+        while stopped.keeps:  # it must not go on with registers that are not its own
+            stopped.release()
+    return True
 
 
 def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
@@ -54,13 +69,6 @@ def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
     restartable.leave(pid, area, stopped.registers[tid], architecture)
     mappings = procfs.parse_maps(procfs.read_file(f"/proc/{pid}/maps"))
     return find_call_address(pid, architecture, stopped.registers.values(), mappings)
-
-
-def _release(stopped: StoppedProcess) -> None:
-    """Let the thread go, however long that takes: it must not go on with registers that are not its own."""
-    stopped.release()
-    while stopped.keeps:
-        stopped.release()
 
 
 def _thread_ids(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from memfs.errors import CannotFreeze, MemfsError
+from memfs.errors import CannotFreeze, MemfsError, TargetExited
 from memfs.linux import ptrace
 from memfs.linux.arch import this_architecture
 from memfs.snapshot import wire
@@ -53,6 +53,8 @@ def work(channel: socket.socket) -> None:
         pass
     except MemfsError as error:
         _report(channel, error)
+    except (FileNotFoundError, ProcessLookupError):  # of its files below /proc, or of a thread
+        _report(channel, TargetExited(f"process {request.identity.pid} has ended"))
     except Exception:  # noqa: BLE001 - whatever it is, the daemon logs it
         _report(channel, CannotFreeze(f"the snapshot failed for no known reason: {traceback.format_exc()}"))
     finally:

@@ -156,14 +156,15 @@ def test_where_the_kernel_names_no_connection_the_daemon_is_waited_for_and_not_s
 _STUCK_DAEMON = """
 import logging, os, sys, threading
 from memfs.cli.mountpoint import open_mountpoint, place_of
-from memfs.fuse import mount, operations
+from memfs.fuse import mount
 from memfs.fuse.options import MountOptions
+from memfs.fuse.tree import Tree
 
-def wait_for_ever():
+def wait_for_ever(tree, node):
     print("stuck", flush=True)
     threading.Event().wait()
 
-operations._memory_pages = wait_for_ever
+Tree.list = wait_for_ever
 logging.basicConfig(level=logging.INFO)
 where = place_of(sys.argv[1])
 mount.serve(open_mountpoint(where), where, MountOptions(), lambda: print("answers", flush=True))
@@ -181,7 +182,7 @@ def test_a_daemon_with_a_thread_that_is_stuck_ends_by_a_signal(
     asking = None
     try:
         assert daemon.stdout.readline() == b"answers\n"
-        asking = subprocess.Popen(["stat", "-f", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        asking = subprocess.Popen(["ls", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert daemon.stdout.readline() == b"stuck\n"
         (fork_server,) = children_of(daemon.pid)
         daemon.send_signal(number)
