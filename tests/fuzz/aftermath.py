@@ -20,6 +20,7 @@ _THREADS = 48
 _NUMBERS = re.compile(r"\d+")
 _OWN = re.compile(r"pipe:|/dev/fuse|/dev/cpu_dma_latency|anon_inode:\[eventpoll\]|/dev/null")
 _QUIET_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING) ")
+_STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")
 _BUG = re.compile(r"Traceback|no known reason|a request was lost|the daemon ends|libfuse")
 _SELF_TRACED = re.compile(r"process \d+ is traced by process \d+ already")
 
@@ -130,10 +131,14 @@ def of_files(directory: Path) -> Iterator[str]:
 
 def of_log(log: Path) -> Iterator[str]:
     """What the daemon should not have had to say."""
-    lines = log.read_text(errors="replace").splitlines()
-    for line in lines:
-        if _SELF_TRACED.search(line):
-            yield f"busy by itself: {line}"
-    loud = [line for line in lines if not _QUIET_LINE.match(line) or _BUG.search(line)]
-    for line in loud[:40]:
-        yield f"log: {line}"
+    entries: list[list[str]] = []
+    for line in log.read_text(errors="replace").splitlines():
+        if _STAMPED.match(line) or not entries:
+            entries.append([])
+        entries[-1].append(line)
+    for entry in entries:
+        text = " / ".join(line.strip() for line in entry[:1] + entry[1:][-6:] if line.strip())
+        if _SELF_TRACED.search(text):
+            yield f"busy by itself: {text}"
+        elif not _QUIET_LINE.match(text) or any(map(_BUG.search, entry)):
+            yield f"log: {text}"

@@ -36,6 +36,7 @@ _libc = ctypes.CDLL(None)
 
 def _prepare() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(10)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_NPROC, (_PROCESSES, _PROCESSES))

@@ -36,10 +36,11 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-enum flags { SANDBOXED = 1, THREADED = 2, FORGED = 4, DISTORTED = 8 };
-enum { MOST_DEPTH = 2, MOST_CHILDREN = 4, STACK = 16 * PAGE };
+enum flags { SANDBOXED = 1, THREADED = 2, FORGED = 4, DISTORTED = 8, HARMED = 16 };
+enum { MOST_DEPTH = 2, MOST_CHILDREN = 2, STACK = 16 * PAGE };
 
 static char *program, *secret;
+static pid_t parent_pid;
 static char **arguments;
 static unsigned depth, flags;
 static pid_t children[MOST_CHILDREN];
@@ -59,7 +60,8 @@ static void on_signal(int number, siginfo_t *info, void *context)
 {
     (void)context;
     int kernels = info->si_code > 0;
-    int parents = !kernels && info->si_pid == syscall(SYS_getppid);
+    pid_t sender = info->si_pid; /* a child that shares memory knows its parent by the control page */
+    int parents = !kernels && (sender == parent_pid || sender == (pid_t)control->pid || sender == syscall(SYS_getppid));
     if (parents && (number == SIGUSR1 || number == SIGUSR2 || number == SIGCONT))
         return;
     if (!(parents && number == SIGTERM))
@@ -336,8 +338,8 @@ static void write_trap(unsigned char *page, enum answer answer, int fd)
 
 static void toggle(volatile uint16_t *at, long ms)
 {
-    for (; ms > 0; ms -= 4) {
-        for (u64 until = now_ns() + 1500000; now_ns() < until;)
+    for (; ms > 0; ms -= 10) {
+        for (u64 until = now_ns() + 2000000; now_ns() < until;)
             for (unsigned i = 0; i < 200; i++) {
                 *at = 0x3eeb; /* jmp to the stub */
                 for (volatile unsigned wait = 0; wait < i; wait++)
@@ -346,7 +348,7 @@ static void toggle(volatile uint16_t *at, long ms)
                 for (volatile unsigned wait = 0; wait < i; wait++)
                     ;
             }
-        sleep_us(2500);
+        sleep_us(8000);
     }
 }
 
@@ -361,8 +363,9 @@ static pid_t note_child(pid_t pid)
 static void change_vdso(void)
 {
     u64 from, to;
-    if (!find_vdso(&from, &to) || child_count == MOST_CHILDREN)
+    if (flags & HARMED || !find_vdso(&from, &to) || child_count == MOST_CHILDREN)
         return;
+    control->flags = flags |= HARMED;
     write_record(HARM, control->nonce, control->family, 0, 0, 0);
     unsigned choice = below(8);
     if (choice == 0) {
@@ -435,6 +438,7 @@ static void become_child(pid_t parent, u64 parent_nonce)
 {
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)
         _exit(0);
+    parent_pid = parent;
     child_count = 0;
     memset(stack_users, 0, sizeof stack_users);
     deaths_told = deaths_reaped = 0;
@@ -458,7 +462,7 @@ static void make_child(void)
     u64 nonce = control->nonce;
     if (note_child(fork()) == 0) {
         become_child(parent, nonce);
-        control->last = control->steps + 20 + below(300);
+        control->last = control->steps + 20 + below(100);
     }
 }
 
@@ -540,15 +544,15 @@ static void step(void)
         set_mm(0);
     else if (choice < 920)
         set_mm(1);
-    else if (choice < 935)
+    else if (choice < 925)
         change_vdso();
     else if (choice < 960)
         sleep_us(30000);
     else if (choice < 985) {
         if (below(3)) /* the old address space lives on, and looks as the new one does */
-            set_mm(1), sleep_us(below(60000)), share(300);
+            set_mm(1), sleep_us(below(60000)), share(800);
         exec_program(control->nonce);
-    } else if (choice < 990)
+    } else if (choice < 988)
         _exit(0);
 }
 
@@ -570,7 +574,7 @@ static int walk(void)
         reap();
         if (control->last && control->steps > control->last)
             _exit(0);
-        sleep_us(500 + below(5000));
+        sleep_us(4000 + below(16000));
     }
 }
 
@@ -610,5 +614,6 @@ int main(int argc, char **argv)
     flags = atoi(argv[6]);
     begin_life(EXECED, strtoull(argv[3], NULL, 10), atoi(argv[4]));
     control->flags = flags;
+    parent_pid = getppid();
     return walk();
 }

@@ -39,7 +39,7 @@ HEARTBEAT = struct.Struct("=d240s")
 INTERRUPT_SECONDS = 3.0
 """How long a read may wait before it is given up: pages that a userfaultfd has to supply never come."""
 _COPY_SECONDS = 20.0
-_MOST_OPEN = 24
+_MOST_OPEN = 16
 _MOST_SNAPSHOTS = 3
 _MOST_FINDINGS = 50
 _MEMFS = str(Path(sys.executable).with_name("memfs"))
@@ -143,7 +143,8 @@ class Reader:
         work: list[tuple[int, Callable[[], None]]] = [
             (12, self._open_live),
             (40, self._read_live),
-            (6, self._close_live),
+            (8, self._follow),
+            (3, self._close_live),
             (5, self._seek),
             (4, self._list),
             (3, self._ask_attributes),
@@ -306,6 +307,14 @@ class Reader:
         if self._live:
             self._read_from(self._random.choice(self._live))
 
+    def _follow(self) -> None:
+        """Stay with one file: its process may exec meanwhile."""
+        if self._live:
+            live = self._random.choice(self._live)
+            until = time.monotonic() + 0.7
+            while live in self._live and time.monotonic() < until:
+                self._read_from(live)
+
     def _read_from(self, live: Live) -> None:
         size = self._random.choice((64, PAGE, 16 << 10, 128 << 10, 256 << 10, 256 << 10, MIB, 0))
         size = size or self._random.randrange(1, MIB)
@@ -330,6 +339,9 @@ class Reader:
                 got = os.pread(live.fd, size, offset)
         except OSError as error:
             self._judge_error(live, address, size, before, error)
+            if error.errno != errno.EIO and self._random.random() < 0.7:
+                self._live.remove(live)  # it has ended: few more questions are enough
+                live.close()
             return
         self._counts["bytes"] += len(got)
         self._judge(live, address, before, got)

@@ -19,7 +19,7 @@ int main(int argc, char **argv)
     begin_life(SECRET, strtoull(argv[2], NULL, 10), atoi(argv[3]));
     for (unsigned number = 0; number < SLOTS; number++)
         fill_slot_plainly(number, number % 4 ? 64 : MOST_PAGES / 2);
-    long until = 30 + below(300);
+    long until = 30 + below(600);
     for (long i = 0; i < until; i++) {
         control->steps++;
         (*second_steps)++;
