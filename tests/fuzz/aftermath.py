@@ -1,4 +1,4 @@
-"""What must be true when the readers have ended: nothing is stopped, nothing is left, nothing was signalled."""
+"""What must be true when the readers have ended: nothing is stopped, left over, or was signalled."""
 
 import os
 import re
@@ -69,7 +69,8 @@ def of_daemon(daemon: int, baseline: Counter[str], threads: int) -> Iterator[str
 
     def workers() -> list[str]:
         (server, *others) = list(_descendants(daemon)) or [0]
-        return [f"worker left: process {pid}" for pid in others] + ([] if server else ["fork server gone"])
+        gone = _stat(server)[:1] in ([], [b"Z"])
+        return [f"worker left: process {pid}" for pid in others] + (["fork server gone"] if gone else [])
 
     def too_many_threads() -> list[str]:
         count = len(os.listdir(f"/proc/{daemon}/task"))
@@ -129,14 +130,24 @@ def of_files(directory: Path) -> Iterator[str]:
         yield f"sandbox left: {path.name}"
 
 
-def of_log(log: Path) -> Iterator[str]:
-    """What the daemon should not have had to say."""
+def _entries(log: Path) -> list[list[str]]:
+    """What the daemon logged, each with the lines that follow it."""
     entries: list[list[str]] = []
     for line in log.read_text(errors="replace").splitlines():
         if _STAMPED.match(line) or not entries:
             entries.append([])
         entries[-1].append(line)
-    for entry in entries:
+    return entries
+
+
+def sentences(log: Path) -> Counter[str]:
+    """How often the daemon logged what, numbers aside."""
+    return Counter("log: " + _NUMBERS.sub("N", entry[0].partition("WARNING ")[2]) for entry in _entries(log))
+
+
+def of_log(log: Path) -> Iterator[str]:
+    """What the daemon should not have had to say."""
+    for entry in _entries(log):
         text = " / ".join(line.strip() for line in entry[:1] + entry[1:][-6:] if line.strip())
         if _SELF_TRACED.search(text):
             yield f"busy by itself: {text}"

@@ -114,7 +114,7 @@ class Pen:
 
     def _reap(self) -> list[int]:
         """Reap all that has ended; returns the slots of targets that are free."""
-        free = []
+        free: list[int] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)

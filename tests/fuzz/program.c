@@ -310,7 +310,7 @@ static int find_vdso(u64 *begin_at, u64 *end_at)
     return sscanf(found, "%lx-%lx", begin_at, end_at) == 2;
 }
 
-enum answer { VICTIM, ZERO, LEAVE_SANDBOX, ANSWERS };
+enum answer { VICTIM, ZERO, LEAVE_SANDBOX };
 
 /* A page with a system call that its toggling turns into a jump, to a call whose result is chosen. */
 static void write_trap(unsigned char *page, enum answer answer, int fd)
@@ -380,7 +380,7 @@ static void change_vdso(void)
         close(fd);
         if (page == MAP_FAILED)
             return;
-        write_trap(page, flags & SANDBOXED ? LEAVE_SANDBOX : below(5) ? VICTIM : ZERO, SCRATCH_FD);
+        write_trap(page, flags & SANDBOXED ? LEAVE_SANDBOX : below(12) ? VICTIM : ZERO, SCRATCH_FD);
         pid_t parent = getpid();
         pid_t pid = note_child(fork());
         if (pid == 0) {

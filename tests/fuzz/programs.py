@@ -91,7 +91,7 @@ class Control(ctypes.Structure):
 CONTROL_MAGIC = 0x91C4B0A7E65D2F38
 FILLED = 2
 PLAIN, MOVED, WIPED, NOT_FORKED, SHARED, MIXED, SUPPLIED = range(7)
-FORGED, DISTORTED = 4, 8
+FORGED, DISTORTED, HARMED = 4, 8, 16
 
 
 def parse_control(page: bytes) -> Control | None:

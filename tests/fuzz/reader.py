@@ -3,8 +3,8 @@
     reader.py DIRECTORY MOUNTPOINT NUMBER SEED
 
 Before an operation it writes what it does into its heartbeat, so that who watches sees one that does not
-end. It works until its stdin ends; then it closes all it has open. It prints nothing: what it found is in
-``reader-NUMBER.json`` of the directory.
+end. It works until its stdin ends; then it closes all it has open, and writes its counts into
+``reader-NUMBER.json`` of the directory. What it finds goes to ``findings-NUMBER`` at once, as lines of JSON.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ _MEMFS = str(Path(sys.executable).with_name("memfs"))
 _PR_SET_PDEATHSIG = 1
 
 _GOING = frozenset((errno.ESRCH, errno.ESTALE, errno.EIO, errno.ENOENT, errno.EACCES, errno.EINTR))
-_UNFROZEN = _GOING | {
+_UNFROZEN = (_GOING - {errno.EIO}) | {
     errno.EBUSY, errno.ENOSPC,
     # What fork said: limits of the target's, a process without a vDSO.
     errno.EAGAIN, errno.ENOMEM, errno.EOPNOTSUPP,
@@ -127,7 +127,7 @@ class Reader:
         self._live: list[Live] = []
         self._frozen: list[Frozen] = []
         self._counts: Counter[str] = Counter()
-        self._findings: list[dict[str, object]] = []
+        self._findings = 0
         self._recent: deque[str] = deque(maxlen=12)
         self._slowest: dict[str, float] = {}
         self._serial = 0
@@ -149,10 +149,11 @@ class Reader:
             (4, self._list),
             (3, self._ask_attributes),
             (2, self._read_text),
-            (4, self._freeze),
+            (5, self._freeze),
             (5, self._read_frozen),
             (3, self._let_go),
             (4, self._read_core),
+            (3, self._hammer),
             (1, self._copy),
         ]
         if self._number == 0:
@@ -183,13 +184,16 @@ class Reader:
         while self._frozen:
             self._do(self._let_go)
         self._ledger.close()
-        report = {"findings": self._findings, "counts": self._counts, "slowest": self._slowest}
+        report = {"counts": self._counts, "slowest": self._slowest}
         (self._directory / f"reader-{self._number}.json").write_text(json.dumps(report))
 
     def _find(self, kind: str, **facts: object) -> None:
         """Note something that must not be."""
-        if len(self._findings) < _MOST_FINDINGS:
-            self._findings.append({"kind": kind, "reader": self._number, **facts, "recent": list(self._recent)})
+        self._findings += 1
+        if self._findings <= _MOST_FINDINGS:
+            told = {"kind": kind, "reader": self._number, **facts, "recent": list(self._recent)}
+            with open(self._directory / f"findings-{self._number}", "a") as file:
+                print(json.dumps(told), file=file)
         self._counts[f"FOUND {kind}"] += 1
 
     @contextmanager
@@ -227,6 +231,18 @@ class Reader:
         except OSError:
             return None
         return int(self._random.choice(pids)) if pids else None
+
+    def _choose_trickster(self) -> int | None:
+        """Some target that has changed its own vDSO."""
+        for _ in range(6):
+            pid = self._choose()
+            found = self._witness(pid) if pid is not None else None
+            if found is not None:
+                witness, control = found
+                witness.close()
+                if control.flags & programs.HARMED:
+                    return pid
+        return None
 
     def _witness(self, pid: int) -> tuple[Witness, Control] | None:
         try:
@@ -312,10 +328,11 @@ class Reader:
         if self._live:
             live = self._random.choice(self._live)
             until = time.monotonic() + 0.7
-            while live in self._live and time.monotonic() < until:
-                self._read_from(live)
+            while live in self._live and time.monotonic() < until and self._read_from(live):
+                pass
 
-    def _read_from(self, live: Live) -> None:
+    def _read_from(self, live: Live) -> bool:
+        """Read something of a file; False where that failed."""
         size = self._random.choice((64, PAGE, 16 << 10, 128 << 10, 256 << 10, 256 << 10, MIB, 0))
         size = size or self._random.randrange(1, MIB)
         before = b""
@@ -331,7 +348,7 @@ class Reader:
             address = self._address(control)
         offset = address - live.base
         if not 0 <= offset < live.size:
-            return
+            return True
         if live.direct:  # then it shows what is there now
             before = live.witness.read(address, size)
         try:
@@ -342,9 +359,10 @@ class Reader:
             if error.errno != errno.EIO and self._random.random() < 0.7:
                 self._live.remove(live)  # it has ended: few more questions are enough
                 live.close()
-            return
+            return False
         self._counts["bytes"] += len(got)
         self._judge(live, address, before, got)
+        return True
 
     def _judge(self, live: Live, address: int, before: bytes, got: bytes) -> None:
         sight = self._eyes.look(got, address)
@@ -453,7 +471,8 @@ class Reader:
     # Snapshots
 
     def _freeze(self) -> None:
-        pid = self._choose()
+        chosen = self._choose_trickster() if self._random.random() < 0.3 else None
+        pid = chosen or self._choose()
         found = self._witness(pid) if pid is not None else None
         if pid is None or found is None:
             return
@@ -498,7 +517,10 @@ class Reader:
             return
         try:
             self._judge_moment(
-                str(path), frozen.pid, frozen.nonce, lambda address, size: self._pread(fd, path, address, size)
+                str(path),
+                frozen.pid,
+                frozen.nonce,
+                lambda address, size: self._pread(fd, path, address, size),
             )
         finally:
             os.close(fd)
@@ -515,7 +537,9 @@ class Reader:
         """Hold a frozen address space against what its own control page says: it is all of one moment."""
         try:
             pages = read(CONTROL, 2 * PAGE)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                self._find("frozen refused", file=name, error=str(error), at=hex(CONTROL))
             return
         control = parse_control(pages)
         if control is None:
@@ -523,7 +547,9 @@ class Reader:
                 self._find("frozen without control", file=name, nonce=nonce)
             return
         if nonce is not None and not self._ledger.may_hold(nonce, pid, control.nonce):
-            self._find("frozen foreign", file=name, mine=str(nonce), theirs=str(self._ledger.find(control.nonce)))
+            self._find(
+                "frozen foreign", file=name, mine=str(nonce), theirs=str(self._ledger.find(control.nonce))
+            )
         second = int.from_bytes(pages[PAGE : PAGE + 8], "little")
         if control.pid == pid and control.steps - second not in (0, 1):
             self._find("two moments", file=name, first=control.steps, second=second)
@@ -535,7 +561,13 @@ class Reader:
             self._judge_slot(name, pid, control, number, slot, read)
 
     def _judge_slot(
-        self, name: str, pid: int, control: Control, number: int, slot: Slot, read: Callable[[int, int], bytes]
+        self,
+        name: str,
+        pid: int,
+        control: Control,
+        number: int,
+        slot: Slot,
+        read: Callable[[int, int], bytes],
     ) -> None:
         at = ARENA + number * SLOT
         facts = {"file": name, "slot": number, "content": slot.content, "pages": slot.pages}
@@ -559,7 +591,9 @@ class Reader:
             own = slot.content not in (programs.SHARED, programs.MIXED) or (
                 slot.content == programs.MIXED and (address - at) // PAGE % 3 == 0
             )
-            whose, where = (slot.nonce, address) if own else (slot.object, programs.OF_OBJECT | (address - at))
+            whose, where = (
+                (slot.nonce, address) if own else (slot.object, programs.OF_OBJECT | (address - at))
+            )
             wrong = self._eyes.mismatch(got, whose, where, slot.generation)
             if wrong is not None or len(got) != size:
                 wrong = wrong or 0
@@ -569,7 +603,9 @@ class Reader:
                 )  # fmt: skip
             for nonce, line_at in self._eyes.look(got, address).nonces.items():
                 if not self._ledger.may_hold(control.nonce, pid, nonce):
-                    self._find("frozen foreign", **facts, at=hex(line_at), theirs=str(self._ledger.find(nonce)))
+                    self._find(
+                        "frozen foreign", **facts, at=hex(line_at), theirs=str(self._ledger.find(nonce))
+                    )
         self._counts["frozen slots"] += 1
 
     # Cores and copies
@@ -592,7 +628,9 @@ class Reader:
             def read(address: int, size: int) -> bytes:
                 for start, length, offset in segments:
                     if start <= address < start + length:
-                        return self._pread(fd, path, offset + address - start, min(size, start + length - address))
+                        return self._pread(
+                            fd, path, offset + address - start, min(size, start + length - address)
+                        )
                 return b""
 
             self._counts["cores"] += 1
@@ -602,6 +640,21 @@ class Reader:
             self._find("core refused", path=str(path), error=str(error))
         finally:
             os.close(fd)
+
+    def _hammer(self) -> None:
+        """Open and close the core file of one process again and again."""
+        pid = self._choose_trickster() or self._choose()
+        if pid is None:
+            return
+        path = self._mount / str(pid) / "core"
+        for _ in range(8):
+            self._counts["cores"] += 1
+            try:
+                with self._asking(f"core {path}", _UNFROZEN):
+                    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESRCH):
+                    return
 
     def _segments(self, fd: int, path: Path) -> list[tuple[int, int, int]]:
         """Address, length and offset of each PT_LOAD of a core file."""

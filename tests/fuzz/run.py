@@ -76,7 +76,7 @@ class Mount:
 
     def unmount(self) -> Iterator[str]:
         """End it as a user does; says what went wrong."""
-        argv = [_MEMFS, "umount", self.path]
+        argv: list[str | Path] = [_MEMFS, "umount", self.path]
         try:
             done = subprocess.run(argv, capture_output=True, timeout=_ENDS_SECONDS, check=False)
         except subprocess.TimeoutExpired:
@@ -113,7 +113,7 @@ def _session(pid: int) -> int:
 @contextmanager
 def _program(name: str, *arguments: str | Path | int) -> Iterator[subprocess.Popen[str]]:
     """One of our own programs, which ends when its stdin does."""
-    argv = [sys.executable, _HERE / f"{name}.py", *map(str, arguments)]
+    argv: list[str | Path] = [sys.executable, _HERE / f"{name}.py", *map(str, arguments)]
     program = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield program
@@ -160,7 +160,10 @@ class Run:
             mount = Mount(directory, options.options)
             stack.callback(mount.clear)
             os.listdir(mount.path)
-            baseline, threads = aftermath.descriptors(mount.daemon), len(os.listdir(f"/proc/{mount.daemon}/task"))
+            baseline, threads = (
+                aftermath.descriptors(mount.daemon),
+                len(os.listdir(f"/proc/{mount.daemon}/task")),
+            )
             readers = [
                 stack.enter_context(
                     _program("reader", directory, mount.path, number, self._random.getrandbits(40))
@@ -175,16 +178,17 @@ class Run:
                 self.found += mount.unmount()
             except Failed as failure:
                 self.found.append(str(failure))
+                for reader in readers:
+                    reader.kill()  # a mount that is gone is no finding of theirs
                 mount.kill()
             self._end_pen(pen)
             self.found += aftermath.of_ledger(ledger)
             self.found += aftermath.of_files(directory)
             self.found += aftermath.of_log(mount.log)
+            self.counts.update(aftermath.sentences(mount.log))
             self._collect(ledger)
 
-    def _watch(
-        self, mount: Mount, pen: subprocess.Popen[str], readers: list[subprocess.Popen[str]]
-    ) -> None:
+    def _watch(self, mount: Mount, pen: subprocess.Popen[str], readers: list[subprocess.Popen[str]]) -> None:
         end = time.monotonic() + self._options.seconds
         while time.monotonic() < end:
             time.sleep(0.1)
@@ -230,7 +234,8 @@ class Run:
             self.counts.update(report["counts"])
             for kind, seconds in report["slowest"].items():
                 self.slowest[kind] = max(seconds, self.slowest.get(kind, 0.0))
-            self.details += report["findings"]
+        for path in sorted(self._directory.glob("findings-*")):
+            self.details += map(json.loads, path.read_text().splitlines())
         kinds = ("", "forks", "execs", "execs of the set-uid program", "objects", "alarms", "changed vDSOs")
         for record in ledger.records():
             self.counts[kinds[record.kind]] += 1
@@ -259,7 +264,9 @@ def _report(run: Run, options: argparse.Namespace, wall_seconds: float) -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fuzz a mount with random programs and random readers.")
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=None, help="of programs and readers; by default a new one")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of programs and readers; by default a new one"
+    )
     parser.add_argument("--users", default=_USERS, help="two plain uids that no one else uses")
     parser.add_argument("--targets", type=int, default=2, help="programs of each user")
     parser.add_argument("--readers", type=int, default=3)
