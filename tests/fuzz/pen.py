@@ -1,6 +1,6 @@
 """The pen: the processes that are looked at, as two users, and the victims that nobody may touch.
 
-    pen.py DIRECTORY SEED TARGETS UID...
+    pen.py DIRECTORY SEED WITHOUT TARGETS UID...
 
 It keeps *TARGETS* random programs of each user running, reaps every orphan, and prints one line of JSON
 when all run, and one at the end of stdin, when all have ended. Processes die with it.
@@ -45,10 +45,11 @@ def _prepare() -> None:
 class Pen:
     """All processes of a run but memfs and its readers."""
 
-    def __init__(self, directory: Path, seed: int, targets: int, users: list[int]) -> None:
+    def __init__(self, directory: Path, seed: int, without: str, targets: int, users: list[int]) -> None:
         self._directory = directory
         self._random = random.Random(seed)
         self._users = users
+        self._environment = {"SECRET": str(directory / "secret"), "WITHOUT": without}
         self._slots = [user for user in users for _ in range(targets)]
         self._walkers: dict[int, tuple[int, int]] = {}
         """By pid: its number among the slots, and its family."""
@@ -91,7 +92,7 @@ class Pen:
         return subprocess.Popen(
             [self._directory / "program", *argv],
             stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL,
-            env={"SECRET": str(self._directory / "secret")}, cwd="/",
+            env=self._environment, cwd="/",
             pass_fds=(LEDGER_FD, FAULTS_FD, DIRECTORY_FD), start_new_session=True,
             user=user, group=user, extra_groups=[], preexec_fn=_prepare,
         )  # fmt: skip
@@ -166,10 +167,10 @@ def _children() -> list[int]:
 
 def main() -> None:
     """Keep the pen until stdin ends."""
-    directory, seed, targets, *users = sys.argv[1:]
+    directory, seed, without, targets, *users = sys.argv[1:]
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    pen = Pen(Path(directory), int(seed), int(targets), [int(user) for user in users])
+    pen = Pen(Path(directory), int(seed), without, int(targets), [int(user) for user in users])
     try:
         pen.start()
         print(json.dumps({"ready": True}), flush=True)

@@ -4,7 +4,7 @@
  *   program victim                                does nothing; any signal that it gets is an alarm
  *
  * Descriptors: 100 the ledger, 101 /dev/userfaultfd or nothing, 102 a directory of the family's own. The
- * set-uid program is SECRET in the environment. Everything here is bounded by limits of resources that the
+ * set-uid program is SECRET in the environment; WITHOUT names tricks that are not to be played (vdso, auxv). Everything here is bounded by limits of resources that the
  * caller has set; every process dies with the one that made it.
  *
  * What the program does to itself and would not survive is not among its calls: so a signal that nobody of
@@ -39,7 +39,7 @@
 enum flags { SANDBOXED = 1, THREADED = 2, FORGED = 4, DISTORTED = 8, HARMED = 16 };
 enum { MOST_DEPTH = 2, MOST_CHILDREN = 2, STACK = 16 * PAGE };
 
-static char *program, *secret;
+static char *program, *secret, *without;
 static pid_t parent_pid;
 static char **arguments;
 static unsigned depth, flags;
@@ -264,6 +264,8 @@ static void change_memory(void)
 static void set_mm(int forge)
 {
     static u64 auxv[64];
+    if (strstr(without, "auxv"))
+        return;
     char **at = environ;
     while (*at)
         at++;
@@ -363,7 +365,7 @@ static pid_t note_child(pid_t pid)
 static void change_vdso(void)
 {
     u64 from, to;
-    if (flags & HARMED || !find_vdso(&from, &to) || child_count == MOST_CHILDREN)
+    if (strstr(without, "vdso") || flags & HARMED || !find_vdso(&from, &to) || child_count == MOST_CHILDREN)
         return;
     control->flags = flags |= HARMED;
     write_record(HARM, control->nonce, control->family, 0, 0, 0);
@@ -601,6 +603,7 @@ int main(int argc, char **argv)
 {
     program = argv[0];
     secret = getenv("SECRET");
+    without = getenv("WITHOUT") ? getenv("WITHOUT") : "";
     arguments = argv;
     if (argc == 2 && !strcmp(argv[1], "victim")) {
         if (!map_at(LEDGER_PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, LEDGER_FD))

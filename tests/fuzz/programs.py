@@ -41,7 +41,16 @@ def build(directory: Path) -> Programs:
     programs = Programs(directory / "program", directory / "secret", directory / "check.so")
     # Linked statically and at a fixed address, both have the same bytes at the same place: their ELF headers.
     for path in (programs.target, programs.secret):
-        argv = ["gcc", "-O1", "-static", "-no-pie", *_FLAGS, "-o", path, _HERE / f"{path.name}.c"]
+        argv: list[str | Path] = [
+            "gcc",
+            "-O1",
+            "-static",
+            "-no-pie",
+            *_FLAGS,
+            "-o",
+            path,
+            _HERE / f"{path.name}.c",
+        ]
         subprocess.run(argv, check=True)
     argv = ["gcc", "-O2", "-shared", "-fPIC", *_FLAGS, "-o", programs.check, _HERE / "check.c"]
     subprocess.run(argv, check=True)

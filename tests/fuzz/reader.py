@@ -600,6 +600,7 @@ class Reader:
                 self._find(
                     "frozen wrong", **facts, at=hex(address + wrong), length=len(got),
                     got=got[wrong : wrong + 64].hex(), generation=slot.generation, nonce=hex(whose),
+                    mappings=self._said_of(name, at),
                 )  # fmt: skip
             for nonce, line_at in self._eyes.look(got, address).nonces.items():
                 if not self._ledger.may_hold(control.nonce, pid, nonce):
@@ -607,6 +608,15 @@ class Reader:
                         "frozen foreign", **facts, at=hex(line_at), theirs=str(self._ledger.find(nonce))
                     )
         self._counts["frozen slots"] += 1
+
+    def _said_of(self, name: str, start: int) -> list[dict[str, str]]:
+        """What info.json says of the mappings of a slot."""
+        try:
+            info = json.loads((Path(name).parent / "info.json").read_text())
+        except OSError:
+            return []
+        mappings: list[dict[str, str]] = info["mappings"]
+        return [mapping for mapping in mappings if start <= int(mapping["start"], 16) < start + SLOT]
 
     # Cores and copies
 

@@ -1,7 +1,7 @@
 """A fuzzer of the whole: random programs of two users, root's readers of a real mount, and an oracle.
 
     python tests/fuzz/run.py [--seconds N] [--seed S] [--users UID,UID] [--targets N] [--readers N]
-                             [--limit SECONDS] [-o OPT,...]
+                             [--limit SECONDS] [--without TRICK,...] [-o OPT,...]
 
 The targets map, move, protect, fork, share, exec, trick and end (`program.c`); the readers (`reader.py`) hold
 what the mount shows against /proc/PID/mem and against what the pages say of themselves. When the readers have
@@ -153,7 +153,9 @@ class Run:
         with ExitStack() as stack:
             stack.callback(ledger.close)
             seed = self._random.getrandbits(40)
-            pen = stack.enter_context(_program("pen", directory, seed, options.targets, *options.users))
+            pen = stack.enter_context(
+                _program("pen", directory, seed, options.without, options.targets, *options.users)
+            )
             assert pen.stdout is not None
             if not pen.stdout.readline():
                 raise Failed("the targets do not start")
@@ -252,7 +254,8 @@ def _report(run: Run, options: argparse.Namespace, wall_seconds: float) -> int:
     for line in run.found:
         kinds.setdefault(re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*", "N", line), []).append(line)
     for detail in run.details:
-        kinds.setdefault(f"{detail['kind']} {detail.get('error', '')}", []).append(json.dumps(detail))
+        error = str(detail.get("error", "")).partition(":")[0]
+        kinds.setdefault(f"{detail['kind']} {error}", []).append(json.dumps(detail))
     for lines in kinds.values():
         print(f"\nFOUND {len(lines)}x: {lines[0]}")
         for line in lines[1 : options.verbose]:
@@ -272,6 +275,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--readers", type=int, default=3)
     parser.add_argument("--limit", type=float, default=30, help="seconds within which each answer must come")
     parser.add_argument("-o", dest="options", default="", help="options of the mount")
+    parser.add_argument("--without", default="", help="tricks that no target plays: vdso, auxv")
     parser.add_argument("--verbose", type=int, default=1, metavar="N", help="show N findings of each kind")
     parser.add_argument("--keep", action="store_true", help="leave the directory of the run")
     options = parser.parse_args()
