@@ -407,11 +407,11 @@ static void exec_program(u64 parent)
     snprintf(family, sizeof family, "%u", control->family);
     snprintf(deep, sizeof deep, "%u", depth);
     snprintf(flag, sizeof flag, "%u", flags & SANDBOXED);
-    char *walk[] = {program, "walk", seed, nonce, family, deep, flag, NULL};
-    char *hide[] = {secret, seed, nonce, family, NULL};
+    char *walker[] = {program, "walk", seed, nonce, family, deep, flag, NULL};
+    char *keeper[] = {secret, seed, nonce, family, NULL};
     if (below(3) && !(flags & SANDBOXED))
-        execve(secret, hide, environ);
-    execve(program, walk, environ);
+        execve(secret, keeper, environ);
+    execve(program, walker, environ);
     _exit(92);
 }
 
@@ -617,6 +617,7 @@ int main(int argc, char **argv)
     flags = atoi(argv[6]);
     begin_life(EXECED, strtoull(argv[3], NULL, 10), atoi(argv[4]));
     control->flags = flags;
+    control->last = depth ? 20 + below(100) : 0; /* else children that exec would be ever more */
     parent_pid = getppid();
     return walk();
 }

@@ -681,20 +681,22 @@ class Reader:
         return found
 
     def _copy(self) -> None:
-        pid = self._choose()
-        if pid is None:
-            return
-        source = self._mount / str(pid)
-        found = self._witness(pid)
-        if found is None:
-            return
-        witness, control = found
-        witness.close()
+        """Have ``memfs copy`` copy a mapping out of a snapshot, or of a process that runs."""
+        if self._frozen and self._random.random() < 0.7:
+            frozen = self._random.choice(self._frozen)
+            source, pid, nonce = frozen.path, frozen.pid, frozen.nonce
+        else:
+            chosen = self._choose()
+            found = self._witness(chosen) if chosen is not None else None
+            if chosen is None or found is None:
+                return
+            found[0].close()
+            source, pid, nonce = self._mount / str(chosen), chosen, found[1].nonce
         with suppress(OSError):
             with self._asking(f"list {source}/vmas"):
                 names = [name for name in os.listdir(source / "vmas") if int(name[:12], 16) >= ARENA]
-            if names:
-                self._copy_one(source / "vmas" / self._random.choice(names), pid, control.nonce)
+            if names and nonce is not None:
+                self._copy_one(source / "vmas" / self._random.choice(names), pid, nonce)
 
     def _copy_one(self, source: Path, pid: int, nonce: int) -> None:
         copy = self._directory / "out" / f"copy-{self._number}"
@@ -707,7 +709,7 @@ class Reader:
             )
             if not good:
                 self._find("copy", source=str(source), status=done.returncode, said=said[-2000:])
-            if copy.exists() and self._is_still(pid, nonce):
+            if copy.exists() and ("snapshots" in source.parts or self._is_still(pid, nonce)):
                 sight = self._eyes.look(copy.read_bytes(), int(source.name[:12], 16))
                 foreign = [n for n in sight.nonces if not self._ledger.may_hold(nonce, pid, n)]
                 if foreign or sight.misplaced is not None:
