@@ -101,8 +101,11 @@ def of_targets(pen: int) -> Iterator[str]:
                         odd[pid] = f"target left traced: process {pid}"
         return odd
 
-    # Targets stop each other for a moment: so it counts only who is found so each time.
-    lasting = seen()
+    # No worker is left, so each copy has been reaped. Targets stop each other for a moment, though: of those
+    # that stand still it counts only who is found so each time.
+    first = seen()
+    yield from (odd for odd in first.values() if "copy" in odd)
+    lasting = {pid: odd for pid, odd in first.items() if "copy" not in odd}
 
     def still() -> list[str]:
         now = seen()

@@ -39,6 +39,7 @@ HEARTBEAT = struct.Struct("=d240s")
 INTERRUPT_SECONDS = 3.0
 """How long a read may wait before it is given up: pages that a userfaultfd has to supply never come."""
 _COPY_SECONDS = 20.0
+_PURSUED_SECONDS = 1.5
 _MOST_OPEN = 16
 _MOST_SNAPSHOTS = 3
 _MOST_FINDINGS = 50
@@ -143,7 +144,8 @@ class Reader:
         work: list[tuple[int, Callable[[], None]]] = [
             (12, self._open_live),
             (40, self._read_live),
-            (8, self._follow),
+            (4, self._follow),
+            (6, self._pursue),
             (3, self._close_live),
             (5, self._seek),
             (4, self._list),
@@ -266,7 +268,7 @@ class Reader:
 
     # Live files
 
-    def _open_live(self) -> None:
+    def _open_live(self, *, large: bool = False) -> None:
         pid = self._choose()
         found = self._witness(pid) if pid is not None else None
         if pid is None or found is None:
@@ -278,7 +280,7 @@ class Reader:
             samples[address] = witness.read(address, self._random.choice((PAGE, 256 << 10, MIB)))
         direct = self._random.random() < 0.5
         try:
-            live = self._open(pid, witness, control, samples, direct=direct)
+            live = self._open(pid, witness, control, samples, direct=direct, large=large)
         except (OSError, Interrupted):
             witness.close()
             return
@@ -289,20 +291,29 @@ class Reader:
         self._counts["opened"] += 1
         self._live.append(live)
         if len(self._live) > _MOST_OPEN:
-            self._live.pop(self._random.randrange(len(self._live))).close()
+            self._live.pop(self._random.randrange(_MOST_OPEN)).close()
         for _ in range(3):
             if live in self._live:
                 self._read_from(live)
 
     def _open(
-        self, pid: int, witness: Witness, control: Control, samples: dict[int, bytes], *, direct: bool
+        self,
+        pid: int,
+        witness: Witness,
+        control: Control,
+        samples: dict[int, bytes],
+        *,
+        direct: bool,
+        large: bool,
     ) -> Live:
         path, base = self._mount / str(pid) / "mem", 0
-        if self._random.random() < 0.5:
+        if large or self._random.random() < 0.5:
             with self._asking(f"list {pid}/vmas"):
                 names = os.listdir(path.parent / "vmas")
             wanted = [name for name in names if ARENA <= int(name[:12], 16) < ARENA + SLOTS * SLOT]
-            if self._random.random() < 0.1 or not wanted:
+            if large:
+                wanted = [name for name in wanted if int(name[13:25], 16) - int(name[:12], 16) >= 128 << 10]
+            elif self._random.random() < 0.1 or not wanted:
                 wanted = names
             if wanted:
                 path = path.parent / "vmas" / self._random.choice(wanted)
@@ -331,9 +342,21 @@ class Reader:
             while live in self._live and time.monotonic() < until and self._read_from(live):
                 pass
 
-    def _read_from(self, live: Live) -> bool:
+    def _pursue(self) -> None:
+        """Read large pieces of one mapping until its process has ended or exec'ed, and a little longer."""
+        before = len(self._live)
+        self._open_live(large=True)
+        if len(self._live) <= before:
+            return
+        live = self._live[-1]
+        until = time.monotonic() + _PURSUED_SECONDS
+        failures = 0
+        while live in self._live and failures < 3 and time.monotonic() < until:
+            failures += not self._read_from(live, self._random.choice((128 << 10, 256 << 10)))
+
+    def _read_from(self, live: Live, size: int = 0) -> bool:
         """Read something of a file; False where that failed."""
-        size = self._random.choice((64, PAGE, 16 << 10, 128 << 10, 256 << 10, 256 << 10, MIB, 0))
+        size = size or self._random.choice((64, PAGE, 16 << 10, 128 << 10, 256 << 10, 256 << 10, MIB, 0))
         size = size or self._random.randrange(1, MIB)
         before = b""
         if live.samples and self._random.random() < 0.4:
