@@ -121,6 +121,10 @@ def of_ledger(ledger: Ledger) -> Iterator[str]:
     """Signals that nobody of a target's family sent."""
     for record in ledger.records():
         if record.kind == ALARM and not (record.parent and ledger.harmed(record.parent)):
+            if record.first == signal.SIGCHLD and record.parent:
+                told = f"{record.second} SIGCHLD, and {record.third} children of its own have died"
+                yield f"target signalled: process {record.pid} got {told}, life {record.parent:#x}"
+                continue
             who = "victim" if not record.parent else "target"
             name = signal.Signals(record.first).name if record.first in set(signal.Signals) else record.first
             origin = f"code {record.second - (1 << 64) * (record.second >> 63)}, by or at {record.third:#x}"

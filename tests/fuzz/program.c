@@ -3,9 +3,10 @@
  *   program walk SEED PARENT FAMILY DEPTH FLAGS   goes on until it exits, execs or is killed
  *   program victim                                does nothing; any signal that it gets is an alarm
  *
- * Descriptors: 100 the ledger, 101 /dev/userfaultfd or nothing, 102 a directory of the family's own. The
- * set-uid program is SECRET in the environment; WITHOUT names tricks that are not to be played (vdso, auxv). Everything here is bounded by limits of resources that the
- * caller has set; every process dies with the one that made it.
+ * Descriptors: 100 the ledger, 101 /dev/userfaultfd or nothing, 102 a directory of the user's own. In the
+ * environment SECRET is the set-uid program, and WITHOUT names tricks that are not to be played (vdso, auxv).
+ * Everything here is bounded by limits of resources that the caller has set; every process dies with the one
+ * that made it.
  *
  * What the program does to itself and would not survive is not among its calls: so a signal that nobody of
  * its family sent is an alarm, unless it has changed its own vDSO (then a HARM record says so).
@@ -37,18 +38,18 @@
 #endif
 
 enum flags { SANDBOXED = 1, THREADED = 2, FORGED = 4, DISTORTED = 8, HARMED = 16 };
-enum { MOST_DEPTH = 2, MOST_CHILDREN = 2, STACK = 16 * PAGE };
+enum { MOST_DEPTH = 2, MOST_CHILDREN = 2, MOST_TASKS = 6, STACK = 16 * PAGE };
 
 static char *program, *secret, *without;
 static pid_t parent_pid;
 static char **arguments;
 static unsigned depth, flags;
-static pid_t children[MOST_CHILDREN];
+static pid_t children[MOST_TASKS];
 static unsigned child_count;
 static volatile u64 deaths_told;
 static u64 deaths_reaped;
-static char stacks[MOST_CHILDREN][STACK] __attribute__((aligned(16)));
-static pid_t stack_users[MOST_CHILDREN];
+static char stacks[MOST_TASKS][STACK] __attribute__((aligned(16)));
+static pid_t stack_users[MOST_TASKS];
 extern char __executable_start, etext, edata, end;
 extern char **environ;
 
@@ -75,7 +76,7 @@ static void handle_signals(void)
 {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
     for (int number = 1; number < 65; number++)
-        if (number != SIGKILL && number != SIGSTOP)
+        if (number != SIGKILL && number != SIGSTOP && number != SIGCHLD)
             sigaction(number, &action, NULL);
     action.sa_handler = on_child;
     action.sa_flags = SA_RESTART | SA_NOCLDSTOP;
@@ -92,7 +93,7 @@ static void reap(void)
         for (unsigned i = 0; i < child_count; i++)
             if (children[i] == pid)
                 children[i] = children[--child_count];
-        for (unsigned i = 0; i < MOST_CHILDREN; i++)
+        for (unsigned i = 0; i < MOST_TASKS; i++)
             if (stack_users[i] == pid)
                 stack_users[i] = 0;
     }
@@ -365,7 +366,7 @@ static pid_t note_child(pid_t pid)
 static void change_vdso(void)
 {
     u64 from, to;
-    if (strstr(without, "vdso") || flags & HARMED || !find_vdso(&from, &to) || child_count == MOST_CHILDREN)
+    if (strstr(without, "vdso") || flags & HARMED || !find_vdso(&from, &to) || child_count >= MOST_CHILDREN)
         return;
     control->flags = flags |= HARMED;
     write_record(HARM, control->nonce, control->family, 0, 0, 0);
@@ -426,7 +427,7 @@ static int share_and_wait(void *ms)
 /* A child that shares the address space, and keeps it when this process has exec'ed. */
 static void share(long ms)
 {
-    if (child_count == MOST_CHILDREN)
+    if (child_count == MOST_TASKS)
         return;
     unsigned free = 0;
     while (stack_users[free])
@@ -458,7 +459,7 @@ static void become_child(pid_t parent, u64 parent_nonce)
 
 static void make_child(void)
 {
-    if (depth == MOST_DEPTH || child_count == MOST_CHILDREN)
+    if (depth == MOST_DEPTH || child_count >= MOST_CHILDREN)
         return;
     pid_t parent = getpid();
     u64 nonce = control->nonce;
@@ -470,7 +471,7 @@ static void make_child(void)
 
 static void make_vforked(void)
 {
-    if (child_count == MOST_CHILDREN)
+    if (child_count == MOST_TASKS)
         return;
     long ms = below(20);
     char *argv[] = {"/bin/true", NULL};
