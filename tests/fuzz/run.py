@@ -34,7 +34,7 @@ if not __package__:
 from fuzz import aftermath
 from fuzz.ledger import Ledger
 from fuzz.programs import build
-from fuzz.reader import HEARTBEAT
+from fuzz.room import HEARTBEAT
 
 _HERE = Path(__file__).resolve().parent
 _MEMFS = str(Path(sys.executable).with_name("memfs"))
