@@ -50,15 +50,27 @@ def _stat(pid: int) -> list[bytes]:
         return []
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def session_of(pid: int) -> int:
+    """The session of *pid*; 0 where it has ended."""
+    return int(stat[3]) if (stat := _stat(pid)) else 0
+
+
+def in_sessions(sessions: set[int]) -> list[int]:
+    """All processes of *sessions*: a worker that has lost its parent stays in that of the fork server."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if session_of(pid) in sessions]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """All children of *pid*, and theirs."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in map(int, task.read_text().split()):
                 yield child
-                yield from _descendants(child)
+                yield from descendants(child)
 
 
-def of_daemon(daemon: int, baseline: Counter[str], threads: int) -> Iterator[str]:
+def of_daemon(daemon: int, sessions: set[int], baseline: Counter[str], threads: int) -> Iterator[str]:
     """What the daemon still holds that it did not hold before."""
 
     def more() -> list[str]:
@@ -67,10 +79,12 @@ def of_daemon(daemon: int, baseline: Counter[str], threads: int) -> Iterator[str
         kept = [f"descriptor: {count} of {kind}" for kind, count in extra.items() if not _OWN.match(kind)]
         return kept + ([f"descriptor: {own} for itself"] if own > _STAND_BY else [])
 
+    servers = list(descendants(daemon))[:1]
+
     def workers() -> list[str]:
-        (server, *others) = list(_descendants(daemon)) or [0]
-        gone = _stat(server)[:1] in ([], [b"Z"])
-        return [f"worker left: process {pid}" for pid in others] + (["fork server gone"] if gone else [])
+        gone = not servers or _stat(servers[0])[:1] in ([], [b"Z"])
+        left = [pid for pid in in_sessions(sessions) if pid not in (daemon, *servers)]
+        return [f"worker left: process {pid}" for pid in left] + (["fork server gone"] if gone else [])
 
     def too_many_threads() -> list[str]:
         count = len(os.listdir(f"/proc/{daemon}/task"))
@@ -85,7 +99,7 @@ def of_targets(pen: int) -> Iterator[str]:
 
     def seen() -> dict[int, str]:
         odd = {}
-        for pid in _descendants(pen):
+        for pid in descendants(pen):
             stat = _stat(pid)
             if not stat:
                 continue

@@ -2,8 +2,9 @@
 
     pen.py DIRECTORY SEED WITHOUT TARGETS UID...
 
-It keeps *TARGETS* random programs of each user running, reaps every orphan, and prints one line of JSON
-when all run, and one at the end of stdin, when all have ended. Processes die with it.
+It keeps *TARGETS* random programs of each user running and reaps every orphan. It prints a line when all
+run, and its counts at the end of stdin, when all have ended; what must not be it writes into ``odd`` at once.
+Processes die with it.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ from fuzz.programs import DIRECTORY_FD, FAULTS_FD, LEDGER_FD
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _TICK_SECONDS = 0.02
+_ENDS_SECONDS = 20.0
 _PROCESSES = 80
 _ADDRESS_SPACE = 1 << 30
 _SANDBOXED = 1
@@ -55,7 +57,8 @@ class Pen:
         """By pid: its number among the slots, and its family."""
         self._victims: dict[int, subprocess.Popen[bytes]] = {}
         self._families = 0
-        self._odd: list[str] = []
+        self._odd = directory / "odd"
+        self._odd.touch()
         self._counts: Counter[str] = Counter()
         self._hold_descriptors()
 
@@ -71,6 +74,11 @@ class Pen:
             own = self._directory / f"of-{user}"
             own.mkdir(mode=0o700)
             os.chown(own, user, user)
+
+    def _note(self, what: str) -> None:
+        """Write down what must not be, at once: who ends us may not wait."""
+        with self._odd.open("a") as file:
+            print(what, file=file)
 
     def start(self) -> None:
         """Start the victims, and the targets."""
@@ -124,18 +132,18 @@ class Pen:
             if not pid:
                 return free
             if pid in self._victims:
-                self._odd.append(f"victim {pid} {_describe(status)}")
+                self._note(f"victim {pid} {_describe(status)}")
                 if not os.WIFSTOPPED(status):
                     self._victims.pop(pid).returncode = 0
             elif os.WIFSTOPPED(status):
                 if pid in self._walkers:
-                    self._odd.append(f"target {pid} {_describe(status)}")
+                    self._note(f"target {pid} {_describe(status)}")
             elif pid in self._walkers:
                 number, family = self._walkers.pop(pid)
                 free.append(number)
                 self._counts[f"walkers that {_describe(status)}"] += 1
                 if status and os.waitstatus_to_exitcode(status) != 99:  # then there is an alarm in the ledger
-                    self._odd.append(f"target {pid} of family {family} {_describe(status)}")
+                    self._note(f"target {pid} of family {family} {_describe(status)}")
 
     def end(self) -> None:
         """End everything, and say what was odd."""
@@ -143,15 +151,29 @@ class Pen:
             assert victim.stdin is not None
             victim.stdin.close()
             if status := victim.wait():
-                self._odd.append(f"victim {victim.pid} ended with {status}")
+                self._note(f"victim {victim.pid} ended with {status}")
             del self._victims[victim.pid]
+        deadline = time.monotonic() + _ENDS_SECONDS
         while pids := _children():
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 self._walkers.pop(pid, None)
             self._reap()
+            if time.monotonic() > deadline:
+                for pid in pids:
+                    self._note(f"process {pid} cannot be ended: {_threads(pid)}")
+                break
             time.sleep(0.01)  # for the orphans of those that have just been killed
-        print(json.dumps({"odd": self._odd, "counts": dict(self._counts)}), flush=True)
+        print(json.dumps(self._counts), flush=True)
+
+
+def _threads(pid: int) -> str:
+    """The state and the tracer of each thread."""
+    found = []
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        lines = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        found.append(f"thread {lines['Pid']} {lines['State']} traced by {lines['TracerPid']}")
+    return ", ".join(found)
 
 
 def _describe(status: int) -> str:

@@ -32,6 +32,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from fuzz import aftermath
+from fuzz.aftermath import descendants, in_sessions, session_of
 from fuzz.ledger import Ledger
 from fuzz.programs import build
 from fuzz.room import HEARTBEAT
@@ -59,6 +60,8 @@ class Mount:
             [_MEMFS, "mount", "-o", f"log={self.log}{options and ','}{options}", self.path], check=True
         )
         (self.daemon,) = set(_children()) - before
+        os.listdir(self.path)
+        self.sessions = {session_of(pid) for pid in (self.daemon, *descendants(self.daemon))}
         self._reaped = False
 
     def answers(self) -> bool:
@@ -86,28 +89,19 @@ class Mount:
             yield f"umount ended with {done.returncode}: {done.stderr.decode(errors='replace')}"
         if self.answers():
             yield "the daemon lives on after umount"
-        if left := [pid for pid in _all_processes() if _session(pid) == self.daemon]:
-            yield f"processes of the daemon's are left: {left}"
+        for pid in in_sessions(self.sessions):
+            yield f"process of the daemon's left: {pid}"
 
     def clear(self) -> None:
         """Leave no mount behind."""
         self.kill()
+        for pid in in_sessions(self.sessions):
+            os.kill(pid, signal.SIGKILL)
         subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL, check=False)
 
 
 def _children() -> list[int]:
     return [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
-
-
-def _all_processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _session(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[3])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 @contextmanager
@@ -161,7 +155,6 @@ class Run:
                 raise Failed("the targets do not start")
             mount = Mount(directory, options.options)
             stack.callback(mount.clear)
-            os.listdir(mount.path)
             baseline, threads = (
                 aftermath.descriptors(mount.daemon),
                 len(os.listdir(f"/proc/{mount.daemon}/task")),
@@ -175,7 +168,7 @@ class Run:
             try:
                 self._watch(mount, pen, readers)
                 self._end_readers(readers)
-                self.found += aftermath.of_daemon(mount.daemon, baseline, threads)
+                self.found += aftermath.of_daemon(mount.daemon, mount.sessions, baseline, threads)
                 self.found += aftermath.of_targets(pen.pid)
                 self.found += mount.unmount()
             except Failed as failure:
@@ -184,6 +177,7 @@ class Run:
                     reader.kill()  # a mount that is gone is no finding of theirs
                 mount.kill()
             self._end_pen(pen)
+            self.found += (directory / "odd").read_text().splitlines()
             self.found += aftermath.of_ledger(ledger)
             self.found += aftermath.of_files(directory)
             self.found += aftermath.of_log(mount.log)
@@ -226,9 +220,7 @@ class Run:
         if status != 0:
             self.found.append(f"the pen ended with {status}")
             return
-        report = json.loads(said)
-        self.found += report["odd"]
-        self.counts.update(report["counts"])
+        self.counts.update(json.loads(said))
 
     def _collect(self, ledger: Ledger) -> None:
         for path in sorted(self._directory.glob("reader-*.json")):
