@@ -10,8 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from fuzz.moment import Judge
-from fuzz.programs import ARENA
+from fuzz.moment import Judge, said_of
+from fuzz.programs import ARENA, SLOT
 from fuzz.room import UNFROZEN, Interrupted, Room
 
 _COPY_SECONDS = 20.0
@@ -39,6 +39,7 @@ class Snapshots:
     _serial: int = 0
 
     def freeze(self) -> None:
+        """Take a snapshot, and look at it at once."""
         chosen = self.room.choose_trickster() if self.room.random.random() < 0.3 else None
         pid = chosen or self.room.choose()
         found = self.room.witness(pid) if pid is not None else None
@@ -66,12 +67,14 @@ class Snapshots:
             self.let_go()
 
     def let_go(self) -> None:
+        """Remove one."""
         if self.held:
             path = self.held.pop(self.room.random.randrange(len(self.held))).path
             with suppress(OSError), self.room.asking(f"rmdir {path}"):
                 path.rmdir()
 
     def read(self) -> None:
+        """Look at one again: it never changes."""
         if self.held:
             self._judge_frozen(self.room.random.choice(self.held))
 
@@ -89,6 +92,7 @@ class Snapshots:
                 frozen.pid,
                 frozen.nonce,
                 lambda address, size: self.judge.pread(fd, path, address, size),
+                lambda start: said_of(frozen.path, start),
             )
         finally:
             os.close(fd)
@@ -102,6 +106,7 @@ class Cores:
     judge: Judge
 
     def read_core(self) -> None:
+        """Open the core file of a process and look at all of it."""
         pid = self.room.choose()
         found = self.room.witness(pid) if pid is not None else None
         if pid is None or found is None:
@@ -124,9 +129,12 @@ class Cores:
                         )
                 return b""
 
+            def known(start: int) -> list[object]:
+                return [str(one) for one in segments if start <= one[0] < start + SLOT]
+
             self.room.counts["cores"] += 1
             # All who have it open share one snapshot, which may be of before an exec.
-            self.judge.judge_moment(str(path), pid, None, read)
+            self.judge.judge_moment(str(path), pid, None, read, known)
         except OSError as error:
             self.room.find("core refused", path=str(path), error=str(error))
         finally:

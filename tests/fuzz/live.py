@@ -53,6 +53,7 @@ class LiveFiles:
             live.close()
 
     def open(self, *, large: bool = False) -> None:
+        """Open a file of some process, and read of it."""
         pid = self.room.choose()
         found = self.room.witness(pid) if pid is not None else None
         if pid is None or found is None:
@@ -115,6 +116,7 @@ class LiveFiles:
         return ARENA + number * SLOT + into
 
     def read(self) -> None:
+        """Read something of one of them."""
         if self._live:
             self._read_from(self.room.random.choice(self._live))
 
@@ -207,10 +209,12 @@ class LiveFiles:
             self.room.counts[f"read: {kind}"] += 1
 
     def close_one(self) -> None:
+        """Close one of them."""
         if self._live:
             self._live.pop(self.room.random.randrange(len(self._live))).close()
 
     def seek(self) -> None:
+        """Walk from data to hole and on."""
         if not self._live:
             return
         live = self.room.random.choice(self._live)

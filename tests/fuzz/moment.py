@@ -14,6 +14,8 @@ from fuzz.room import Room
 
 _MIB = 1 << 20
 
+Known = Callable[[int], list[object]]
+
 
 @attrs.frozen
 class Judge:
@@ -22,13 +24,22 @@ class Judge:
     room: Room
 
     def pread(self, fd: int, path: Path, offset: int, size: int) -> bytes:
+        """Read of the mount."""
         with self.room.asking(f"read {path} at {offset:#x} {size}"):
             got = os.pread(fd, size, offset)
         self.room.counts["bytes"] += len(got)
         return got
 
-    def judge_moment(self, name: str, pid: int, nonce: int | None, read: Callable[[int, int], bytes]) -> None:
-        """Hold a frozen address space against what its own control page says: it is all of one moment."""
+    def judge_moment(
+        self, name: str, pid: int, nonce: int | None, read: Callable[[int, int], bytes], known: Known
+    ) -> None:
+        """Hold a frozen address space against what its own control page says: it is all of one moment.
+
+        Args:
+            nonce: of the life that it must be of; None where that is not known.
+            read: gives bytes by address, fewer than asked for at the end of a stretch.
+            known: what the file itself says of the mappings from an address on, for a report.
+        """
         try:
             pages = read(CONTROL, 2 * PAGE)
         except OSError as error:
@@ -52,7 +63,7 @@ class Judge:
             slot = control.slots[number]
             if slot.content in (programs.WIPED, programs.NOT_FORKED) and control.pid != pid:
                 continue  # a child that has not written its own control page
-            self._judge_slot(name, pid, control, number, slot, read)
+            self._judge_slot(name, pid, control, number, slot, read, known)
 
     def _judge_slot(
         self,
@@ -62,6 +73,7 @@ class Judge:
         number: int,
         slot: Slot,
         read: Callable[[int, int], bytes],
+        known: Known,
     ) -> None:
         at = ARENA + number * SLOT
         facts = {"file": name, "slot": number, "content": slot.content, "pages": slot.pages}
@@ -94,7 +106,7 @@ class Judge:
                 self.room.find(
                     "frozen wrong", **facts, at=hex(address + wrong), length=len(got),
                     got=got[wrong : wrong + 64].hex(), generation=slot.generation, nonce=hex(whose),
-                    mappings=self._said_of(name, at),
+                    mappings=known(at),
                 )  # fmt: skip
             for nonce, line_at in self.room.eyes.look(got, address).nonces.items():
                 if not self.room.ledger.may_hold(control.nonce, pid, nonce):
@@ -103,11 +115,11 @@ class Judge:
                     )
         self.room.counts["frozen slots"] += 1
 
-    def _said_of(self, name: str, start: int) -> list[dict[str, str]]:
-        """What info.json says of the mappings of a slot."""
-        try:
-            info = json.loads((Path(name).parent / "info.json").read_text())
-        except OSError:
-            return []
-        mappings: list[dict[str, str]] = info["mappings"]
-        return [mapping for mapping in mappings if start <= int(mapping["start"], 16) < start + SLOT]
+
+def said_of(snapshot: Path, start: int) -> list[object]:
+    """What info.json of *snapshot* says of the mappings of the slot at *start*."""
+    try:
+        mappings = json.loads((snapshot / "info.json").read_text())["mappings"]
+    except OSError as error:
+        return [str(error)]
+    return [mapping for mapping in mappings if start <= int(mapping["start"], 16) < start + SLOT]

@@ -19,6 +19,7 @@ class Names:
     room: Room
 
     def list_names(self) -> None:
+        """List a directory of a process, and look at some of what is in it."""
         pid = self.room.choose()
         if pid is None:
             return
@@ -34,6 +35,7 @@ class Names:
                     os.lstat(path / name)
 
     def ask_attributes(self) -> None:
+        """Ask for extended attributes of a mapping."""
         pid = self.room.choose()
         if pid is None:
             return
@@ -48,6 +50,7 @@ class Names:
                     os.getxattr(path, f"user.memfs.{name}")
 
     def read_text(self) -> None:
+        """Read maps and the links."""
         pid = self.room.choose()
         if pid is None:
             return
@@ -60,6 +63,7 @@ class Names:
                 os.readlink(self.room.mount / str(pid) / name)
 
     def watch(self) -> None:
+        """See whether the mount answers."""
         with suppress(OSError), self.room.asking("stat the mount"):
             os.stat(self.room.mount)
         with suppress(OSError), self.room.asking("list the mount"):

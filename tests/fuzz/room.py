@@ -147,6 +147,7 @@ class Room:
         return None
 
     def witness(self, pid: int) -> tuple[Witness, Control] | None:
+        """The address space of *pid*, opened, and its control page; None where it has none."""
         try:
             witness = Witness(pid)
         except OSError:
