@@ -5,8 +5,10 @@ that come round again are warm: where a hypervisor takes back what is free, each
 fault on the host, 3.5 us on the machine of docs/performance.md, seven times the copy into it.
 """
 
+import logging
 import queue
 import threading
+import time
 
 from memfs.fuse import frames
 from memfs.fuse.switch import Switch
@@ -16,6 +18,11 @@ _KEPT_BYTES = 4 << 20
 """Behind the last READ the reader itself may be up to two windows of readahead back."""
 _STEP_BYTES = 2 << 20
 _MOST_WAITING = 64
+_MOST_THREADS = 32
+_STUCK_S = 1.0
+"""How long no thread must have begun with a notice, while many wait, before there is another thread."""
+
+log = logging.getLogger(__name__)
 
 
 class CacheTrail:
@@ -44,28 +51,41 @@ class CacheTrail:
 
 
 class CacheDropper:
-    """A thread that tells the kernel what to drop.
+    """Threads that tell the kernel what to drop.
 
-    The kernel waits there for pages that are still being read in: for an answer of the data plane,
-    which therefore must not wait itself.
+    The kernel waits there for pages that are still being read in: for a reply of the data plane, which
+    therefore must not wait itself. It may wait for ever where a target keeps a READ waiting, and no signal
+    ends that. So there is one thread, and another where none has come back for a while.
     """
 
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
-        self._wanted: queue.Queue[tuple[int, Span]] = queue.Queue(_MOST_WAITING)
+        self._wanted: queue.Queue[bytes] = queue.Queue(_MOST_WAITING)
+        self._threads = 0
+        self._latest_s = 0.0
 
     def start(self) -> None:
         """Begin to work."""
+        self._threads += 1
         threading.Thread(target=self._run, name="memfs-cache", daemon=True).start()
 
     def drop(self, inode: int, span: Span) -> None:
         """Let *span* of a file's cache be dropped some time soon; forgotten where too much waits."""
+        self.send(frames.drop_cache_notice(inode, span.start, span.size))
+
+    def send(self, notice: bytes) -> None:
+        """The same, for a notice that has been made already."""
         try:
-            self._wanted.put_nowait((inode, span))
+            self._wanted.put_nowait(notice)
         except queue.Full:
-            return
+            if time.monotonic() - self._latest_s > _STUCK_S and self._threads < _MOST_THREADS:
+                self.start()
 
     def _run(self) -> None:
         while True:
-            inode, span = self._wanted.get()
-            self._switch.reply(frames.drop_cache_notice(inode, span.start, span.size))
+            notice = self._wanted.get()
+            self._latest_s = time.monotonic()
+            try:
+                self._switch.reply(notice)
+            except OSError as error:
+                log.debug("nothing is dropped from the page cache: %s", error)

@@ -11,13 +11,20 @@ import struct
 class Opcode(enum.IntEnum):
     """``enum fuse_opcode``."""
 
+    LOOKUP = 1
     FORGET = 2
+    GETATTR = 3
+    MKDIR = 9
+    RMDIR = 11
     OPEN = 14
     READ = 15
+    RELEASE = 18
     GETXATTR = 22
     LISTXATTR = 23
     INIT = 26
+    OPENDIR = 27
     READDIR = 28
+    RELEASEDIR = 29
     INTERRUPT = 36
     BATCH_FORGET = 42
     READDIRPLUS = 44
@@ -33,6 +40,13 @@ class Whence(enum.IntEnum):
 
 # struct fuse_in_header: len opcode unique, nodeid uid gid, pid, total_extlen padding
 _IN_HEADER = struct.Struct("=IIQ16xI4x")
+_NODE_ID = struct.Struct("=16xQ")
+# The same header, to write: len opcode unique nodeid, and no caller
+_REQUEST_HEADER = struct.Struct("=IIQQ16x")
+# struct fuse_mkdir_in, behind which the name stands: mode umask
+_MKDIR_IN = struct.Struct("=II")
+# struct fuse_release_in: fh flags release_flags lock_owner
+_RELEASE_IN = struct.Struct("=Q16x")
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
 _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
@@ -71,6 +85,14 @@ def parse_head(frame: memoryview) -> tuple[int, int, int]:
     if length != len(frame):
         raise FrameError(f"a frame of {len(frame)} bytes says that it has {length}")
     return opcode, unique, caller
+
+
+def parse_node(frame: memoryview | bytes) -> int:
+    """The inode number that a request is about; of a LOOKUP, MKDIR or RMDIR that of the directory."""
+    if len(frame) < _IN_HEADER.size:
+        raise FrameError(f"a frame of {len(frame)} bytes has no header")
+    number: int = _NODE_ID.unpack_from(frame)[0]
+    return number
 
 
 def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
@@ -118,6 +140,25 @@ def limit_read_size(frame: memoryview, limit: int) -> None:
         _READ_SIZE.pack_into(frame, _READ_SIZE_AT, limit)
 
 
+def undo_request(frame: bytes, reply: memoryview, unique: int) -> bytes | None:
+    """The request that undoes what *reply* says was done for *frame*; None where nothing is to undo.
+
+    *unique* is its number. That is RELEASE for OPEN, RELEASEDIR for OPENDIR and RMDIR for MKDIR.
+    """
+    opcode, _, _ = parse_head(memoryview(frame))
+    handle = parse_open_reply(reply)
+    if handle is None:
+        return None
+    if opcode == Opcode.MKDIR:
+        undoing, body = Opcode.RMDIR, frame[_IN_HEADER.size + _MKDIR_IN.size :]
+    elif opcode in (Opcode.OPEN, Opcode.OPENDIR):
+        undoing = Opcode.RELEASE if opcode == Opcode.OPEN else Opcode.RELEASEDIR
+        body = _RELEASE_IN.pack(handle)
+    else:
+        return None
+    return _REQUEST_HEADER.pack(_IN_HEADER.size + len(body), undoing, unique, parse_node(frame)) + body
+
+
 def pack_reply_head(into: memoryview, at: int, unique: int, body_bytes: int) -> None:
     """Write the header of a reply with *body_bytes* behind it into *into* at *at*."""
     _OUT_HEADER.pack_into(into, at, OUT_HEADER_BYTES + body_bytes, 0, unique)
@@ -155,7 +196,10 @@ _INIT_IN = struct.Struct("=5I")
 # struct fuse_init_out: major minor max_readahead flags max_background:H congestion:H max_write time_gran
 # max_pages:H map_alignment:H flags2 max_stack_depth …
 _INIT_OUT = struct.Struct("=4IHHIIHHII")
-_FLAGS, _FLAGS2, _STACK_DEPTH = 3, 10, 11
+_FLAGS, _MAX_BACKGROUND, _CONGESTION, _FLAGS2, _STACK_DEPTH = 3, 4, 5, 10, 11
+_BACKGROUND_REQUESTS = 1 << 12
+"""Reads ahead by the kernel and RELEASEs that are under way at most. With libfuse's 12, a few that are never
+answered would stop those of all files."""
 # struct fuse_open_out: fh open_flags backing_id
 _OPEN_OUT = struct.Struct("=QIi")
 
@@ -190,6 +234,18 @@ def parse_init(frame: memoryview) -> int:
     return low | (high << 32 if low & InitFlag.INIT_EXT else 0)
 
 
+def is_page_notice(reply: memoryview) -> bool:
+    """Whether this is a notice to drop cached pages, which the kernel may wait for, and no reply.
+
+    A negative offset drops attributes only, and waits for nothing.
+    """
+    if len(reply) < OUT_HEADER_BYTES + _INVAL_INODE_OUT.size:
+        return False
+    _, code, unique = _OUT_HEADER.unpack_from(reply)
+    offset = _INVAL_INODE_OUT.unpack_from(reply, OUT_HEADER_BYTES)[1]
+    return not unique and code == _NOTIFY_INVAL_INODE and offset >= 0
+
+
 def unique_of_reply(reply: memoryview) -> int:
     """Which request a reply answers."""
     unique: int = _OUT_HEADER.unpack_from(reply)[2]
@@ -205,6 +261,8 @@ def amend_init_reply(reply: bytes, offered: int, stack_depth: int) -> bytes:
     if len(reply) >= OUT_HEADER_BYTES + _INIT_OUT.size:
         fields = list(_INIT_OUT.unpack_from(reply, OUT_HEADER_BYTES))
         fields[_FLAGS] &= ~int(InitFlag.AUTO_INVAL_DATA)
+        fields[_MAX_BACKGROUND] = _BACKGROUND_REQUESTS
+        fields[_CONGESTION] = _BACKGROUND_REQUESTS // 4 * 3
         accepted = offered & (_WANTED if stack_depth else InitFlag.DIRECT_IO_ALLOW_MMAP)
         if accepted:
             fields[_FLAGS] |= InitFlag.INIT_EXT

@@ -4,15 +4,49 @@ The control plane adds a file at OPEN and drops it at RELEASE; the data plane lo
 The kernel sends RELEASE only when no READ of that file is under way. But a READ that was interrupted
 has been answered, and its thread may still be stuck in it; and someone may be reading ahead. So a file
 is closed by whoever leaves it last.
+
+close(2) of a mapped file may wait for the server of that file (FLUSH), and no signal ends that. So what has
+opened such files is closed by a thread of its target.
 """
 
 import itertools
 import threading
+from collections import deque
 
 from memfs.fuse.ahead import Trace
 from memfs.fuse.cache import CacheTrail
 from memfs.fuse.habits import ReadCounter
+from memfs.fuse.lanes import Lane, Lanes, Ticket
 from memfs.image.source import Source
+
+
+class Closer:
+    """Closes sources, those of one target one after another in one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[Lane, deque[Source]] = {}
+
+    def close(self, source: Source, lane: Lane) -> None:
+        """Have *source* closed without waiting for it."""
+        with self._lock:
+            if lane in self._waiting:
+                self._waiting[lane].append(source)
+                return
+            self._waiting[lane] = deque((source,))
+        threading.Thread(target=self._run, args=(lane,), name="memfs-closer", daemon=True).start()
+
+    def _run(self, lane: Lane) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting[lane]:
+                    del self._waiting[lane]
+                    return
+                source = self._waiting[lane].popleft()
+            source.close()
+
+
+_closer = Closer()
 
 
 class OpenFile:
@@ -23,18 +57,26 @@ class OpenFile:
         counter: how it is read.
         trail: what its reader leaves in the page cache; None where he reads directly.
         fresh: whether each read shall see what is there at that moment.
+        lane: that of its target, for reads; None where no read of it can wait for anyone.
         trace: how it is read, for who reads ahead; None until someone does.
     """
 
-    __slots__ = ("_held", "_lock", "_released", "counter", "fresh", "source", "trace", "trail")
+    __slots__ = ("_held", "_lock", "_released", "counter", "fresh", "lane", "source", "trace", "trail")
 
     def __init__(
-        self, source: Source, counter: ReadCounter, trail: CacheTrail | None = None, *, fresh: bool = False
+        self,
+        source: Source,
+        counter: ReadCounter,
+        trail: CacheTrail | None = None,
+        *,
+        fresh: bool = False,
+        lane: Lane | None = None,
     ) -> None:
         self.source = source
         self.counter = counter
         self.trail = trail
         self.fresh = fresh
+        self.lane = lane
         self.trace: Trace | None = None
         self._lock = threading.Lock()
         self._held = 0
@@ -51,7 +93,7 @@ class OpenFile:
             self._held -= 1
             last = self._released and not self._held
         if last:
-            self.source.close()
+            self._close()
 
     def release(self) -> None:
         """No one will ask for it again."""
@@ -61,13 +103,24 @@ class OpenFile:
             self._released = True
             last = not self._held
         if last:
+            self._close()
+
+    def _close(self) -> None:
+        if self.lane is not None and self.source.has_cached_pages:
+            _closer.close(self.source, self.lane)
+        else:
             self.source.close()
 
 
 class Handles:
-    """Open files by number. Numbers are not used again, so a late request finds nothing."""
+    """Open files by number. Numbers are not used again, so a late request finds nothing.
+
+    Attributes:
+        lanes: those of the targets, for reads.
+    """
 
     def __init__(self) -> None:
+        self.lanes: Lanes[Ticket] = Lanes()
         self._files: dict[int, OpenFile] = {}
         self._numbers = itertools.count(1)
         self.get = self._files.get

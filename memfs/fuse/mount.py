@@ -17,7 +17,7 @@ from memfs.fuse.backing import Backings
 from memfs.fuse.contents import attribute_names
 from memfs.fuse.handles import Handles
 from memfs.fuse.mounting import attach, detach
-from memfs.fuse.operations import Operations
+from memfs.fuse.operations import MOST_REQUESTS, Operations
 from memfs.fuse.options import MountOptions, SpliceMode
 from memfs.fuse.reader import DataPlane
 from memfs.fuse.switch import Switch
@@ -94,7 +94,7 @@ def _mount_and_serve(
         pyfuse3.init(Operations(tree, handles, backings), f"/dev/fd/{device}", set())
         stack.callback(pyfuse3.close, unmount=False)
         stack.callback(ending.unmount)  # before pyfuse3 closes, and no request is left without a reply
-        trio.run(_serve_planes, ending, handles, backings, options, note_answering)
+        trio.run(_serve_planes, ending, tree, handles, backings, options, note_answering)
     log.info("unmounted %r", os.fspath(mountpoint))
     if ending.was_unmounted and not has_answered:
         raise CannotMount(f"{mountpoint} was unmounted at once", "mount again")
@@ -163,6 +163,7 @@ class _Ending:
 
 async def _serve_planes(
     ending: _Ending,
+    tree: Tree,
     handles: Handles,
     backings: Backings,
     options: MountOptions,
@@ -183,7 +184,7 @@ async def _serve_planes(
     with contextlib.ExitStack() as stack:
         if latency is not None:
             stack.callback(latency.release)
-        switch = Switch(backings, on_ready=answering)
+        switch = Switch(backings, tree.target_of, on_ready=answering)
         ending.device = switch.device
         plane = DataPlane(
             switch,

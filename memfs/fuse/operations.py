@@ -2,8 +2,8 @@
 
 No decision is taken here. pyfuse3 knows one kind of exception, and any other would end the mount: so
 every handler runs inside :func:`_translated`, which turns whatever comes into an errno. What looks
-into a process runs in a thread of its own, of which there are a limited number, so that one target
-that blocks does not keep the others waiting.
+into a process runs in a thread of its own, since it may wait for that process for ever; the switch lets
+only a few requests about each process come here at a time.
 """
 
 import contextlib
@@ -40,7 +40,10 @@ PREFERRED_READ_BYTES = 1 << 20
 """st_blksize: cp, cat and stdio read in pieces of this size, and so wait a 256th as often."""
 
 NAME_BYTES = 255
-_THREADS = 32
+
+MOST_REQUESTS = 1024
+"""How many may be under way at once: more than the switch lets through, so that none waits here."""
+
 _ATTRIBUTES_TIMEOUT_S = 0.5
 """How long the kernel may believe attributes that come with a name. OPEN makes it forget what has changed."""
 _TIMEOUT_S_PER_VMA = 1e-4
@@ -105,7 +108,7 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._handles = handles
         self._backings = backings
-        self._threads = trio.CapacityLimiter(_THREADS)
+        self._threads = trio.CapacityLimiter(MOST_REQUESTS)
         self._listings: dict[int, _Listing] = {}
         self._listing_numbers = itertools.count(1)
         self._denied: set[str] = set()
@@ -116,7 +119,9 @@ class Operations(pyfuse3.Operations):
 
     async def _ask(self, question: Callable[..., T], *args: object) -> T:
         try:
-            return await trio.to_thread.run_sync(question, *args, limiter=self._threads)
+            return await trio.to_thread.run_sync(
+                question, *args, limiter=self._threads, abandon_on_cancel=True
+            )
         except _TOLD as error:
             self._log_denial(error)
             raise
@@ -284,7 +289,10 @@ class Operations(pyfuse3.Operations):
             raise
         trail = CacheTrail(inode) if uses_cache else None
         counter = ReadCounter(command, uses_cache=uses_cache)
-        return OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT)), backing, found
+        target = self._tree.target_of(inode)
+        lane = self._handles.lanes.lane_of(target) if target is not None else None
+        file = OpenFile(source, counter, trail, fresh=bool(flags & os.O_DIRECT), lane=lane)
+        return file, backing, found
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever dirty. After this answer the kernel sends no FLUSH again (``fuse_flush``)."""
@@ -301,7 +309,8 @@ class Operations(pyfuse3.Operations):
             self._habits.learn(counter)
             if counter.uses_cache:
                 # Copies of gigabytes that no one will read again would push out what someone will.
-                pyfuse3.invalidate_inode(inode)
+                with contextlib.suppress(OSError):  # the mount has ended
+                    pyfuse3.invalidate_inode(inode)
 
     @_translated
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -7,7 +7,8 @@ One thread does it all, since a second one would only fight with it for the inte
 where several readers read large pieces at once, two threads copy for them, and seldom need the lock.
 And a page fault in a target can last for ever (a userfaultfd that no one serves, a file on a dead
 server). So a watch looks on, and when the thread has been in one request for a while, another takes its
-place at the device; the first answers when it comes back, and then waits until it is needed again.
+place at the device. Until the first comes back, other requests of that target go to threads of its lane,
+a few at most, and wait there as values when these are stuck as well (`lanes`).
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from memfs.fuse import frames
 from memfs.fuse.ahead import LookAhead, Trace
 from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
+from memfs.fuse.interrupts import Interrupts
+from memfs.fuse.lanes import Lane, Ticket
 from memfs.fuse.names import USER_XATTRS
 from memfs.fuse.options import SpliceMode
 from memfs.fuse.placement import Placement
@@ -46,7 +49,6 @@ A slower one works on what it reads, and the kernel knows best where.
 _QUIET_TICKS = 8
 """Ticks without that many, after which they may sleep again: 160 ms."""
 _SPARE_THREADS = 2
-_MOST_THREADS = 64
 _HEAD_AT = HEADER_ROOM - frames.OUT_HEADER_BYTES
 
 
@@ -84,6 +86,8 @@ class DataPlane:
         self._spare: list[_Server] = []
         self._traffic = threading.Event()
         self.dropper = CacheDropper(switch)
+        switch.on_page_notice = self.dropper.send
+        self.interrupts = Interrupts(self._find_caller, self._interrupt)
         self.ahead = LookAhead()
         self.leader = self._add_server()
         self.second: _Server | None = None
@@ -102,15 +106,28 @@ class DataPlane:
         self.watch_sleeps = False
         self._traffic.set()
 
-    def interrupt(self, unique: int) -> bool:
-        """Answer EINTR for a thread that is stuck in request *unique*; False where none is."""
-        with self._lock:
-            servers = list(self._servers)
-        for server in servers:
-            if server.give_up(unique):
-                self.switch.reply(frames.error_reply(unique, errno.EINTR))
-                return True
-        return False
+    def delegate(self, ticket: Ticket) -> None:
+        """Have a request served by a thread of its lane, now or later."""
+        if self.handles.lanes.enter(ticket):
+            self._take_server().start(ticket)
+
+    def _find_caller(self, unique: int) -> int | None:
+        """The thread that waits for a request; 0 where it is not known, None where none waits."""
+        ticket = self.handles.lanes.find(unique)
+        if ticket is not None:
+            return ticket.caller
+        for server in list(self._servers):
+            if server.unique == unique:
+                return server.caller
+        return self.switch.find_caller(unique)
+
+    def _interrupt(self, unique: int) -> None:
+        """Answer a request with EINTR, wherever it is."""
+        stuck = any(server.give_up(unique) for server in list(self._servers))
+        if stuck or self.handles.lanes.withdraw(unique) is not None:
+            self.switch.reply(frames.error_reply(unique, errno.EINTR))
+        else:
+            self.switch.interrupt(unique)
 
     def park(self, server: "_Server") -> bool:
         """Keep *server* for later; False where there are enough and it should end."""
@@ -128,35 +145,30 @@ class DataPlane:
 
     def _watch(self) -> None:
         quiet_ticks = total = 0
-        seen = (self.leader, 0)
         while True:
             if self.watch_sleeps:
                 self._traffic.wait()
                 self._traffic.clear()
             time.sleep(_TICK_S)
-            if self.ahead.serves_bulk:
-                self._add_second()
-            else:
-                self.second = None
+            self._replace_stuck()
+            self._arrange_second()
             leader = self.leader
             self._place(leader)
-            now = (leader, leader.requests)
-            if leader.busy and now == seen:
-                self._replace_leader()
-            seen = now
+            self.interrupts.look()
+            requests = leader.requests
             before, total = total, sum(server.requests for server in list(self._servers))
             if total - before >= _BUSY_REQUESTS:
                 quiet_ticks = 0
                 self._keep_awake()
                 continue
             quiet_ticks += 1
-            if quiet_ticks >= _QUIET_TICKS:
+            if quiet_ticks >= _QUIET_TICKS and not self.interrupts.pending:
                 quiet_ticks = 0
                 if self._latency is not None:
                     self._latency.release()
                 self.watch_sleeps = True
                 # A request may have come while this was being decided: then no one will wake us for it.
-                if leader.busy or leader is not self.leader or leader.requests != seen[1]:
+                if leader.busy or leader is not self.leader or leader.requests != requests:
                     self.watch_sleeps = False
 
     def _place(self, leader: "_Server") -> None:
@@ -175,32 +187,38 @@ class DataPlane:
                 log.info("CPUs are not kept awake while reads flow: %s", error)
                 self._latency = None
 
-    def _add_second(self) -> None:
-        """Let another thread serve beside the leader."""
-        if self.second is None and (server := self._take_server()) is not None:
-            self.second = server
-            server.start()
+    def _arrange_second(self) -> None:
+        """Let another thread serve beside the leader as long as that pays."""
+        if not self.ahead.serves_bulk:
+            if self.second is not None and not self.second.busy:
+                self.second = None
+        elif self.second is None:
+            self.second = self._take_server()
+            self.second.start()
 
-    def _take_server(self) -> "_Server | None":
+    def _take_server(self) -> "_Server":
         with self._lock:
-            if self._spare:
-                return self._spare.pop()
-            return self._add_server() if len(self._servers) < _MOST_THREADS else None
+            return self._spare.pop() if self._spare else self._add_server()
 
-    def _replace_leader(self) -> None:
-        server = self._take_server()
-        if server is None:
-            return
-        log.debug("request %d takes long: %s takes over", self.leader.unique, server.name)
-        self.leader = server
-        server.start()
+    def _replace_stuck(self) -> None:
+        """Where a thread at the device has been in one request since the last look, leave it to its lane."""
+        leader, second = self.leader, self.second
+        if second is not None and second.is_stuck():
+            self.second = None
+            second.leave_device()
+        if leader.is_stuck():
+            self.leader = self._take_server()
+            log.debug("request %d takes long: %s takes over", leader.unique, self.leader.name)
+            leader.leave_device()
+            self.leader.start()
 
 
 class _Server:
-    """One thread at the device, with all that it needs to answer.
+    """One thread at the device, or in a lane, with all that it needs to answer.
 
     Attributes:
-        unique: the request that it is in; 0 for none.
+        unique: the READ or LSEEK that it is in; 0 for none.
+        caller: the thread that waits for it; 0 where it is not in our pid namespace.
         requests: how many it has taken.
         thread: its number; 0 before it began.
         reader: the thread that it had something read ahead for the last time; 0 where the page cache
@@ -210,10 +228,11 @@ class _Server:
     def __init__(self, plane: DataPlane, number: int) -> None:
         self.name = f"memfs-data-{number}"
         self.unique = 0
+        self.caller = 0
         self.requests = 0
         self.thread = 0
         self.reader = 0
-        self._caller = 0
+        self._seen = 0
         self._plane = plane
         self._find = plane.handles.get
         self._reply = plane.switch.reply
@@ -222,6 +241,8 @@ class _Server:
         self._lock = threading.Lock()
         self._file: OpenFile | None = None
         self._given_up = False
+        self._ticket: Ticket | None = None
+        self._lane: Lane | None = None
         self._workspace = Workspace()
         self._frame = memoryview(bytearray(_FRAME_BYTES))
 
@@ -230,12 +251,25 @@ class _Server:
         """Whether it is in a request now."""
         return self.unique != 0
 
-    def start(self) -> None:
-        """Take charge."""
+    def start(self, ticket: Ticket | None = None) -> None:
+        """Take charge; or serve *ticket*, which its lane counts as running, and what is parked behind it."""
+        self._ticket = ticket
         self._turn.set()
         if not self._started:
             self._started = True
             threading.Thread(target=self._run, name=self.name, daemon=True).start()
+
+    def is_stuck(self) -> bool:
+        """Whether it is in the same request as when this was asked the last time."""
+        seen, self._seen = self._seen, self.requests
+        return self.busy and seen == self.requests
+
+    def leave_device(self) -> None:
+        """Count it as a thread of the lane of its request, as long as it is in that."""
+        with self._lock:
+            if self._file is not None and self._file.lane is not None:
+                self._lane = self._file.lane
+                self._plane.handles.lanes.occupy(self._lane)
 
     def give_up(self, unique: int) -> bool:
         """Note that someone else answers *unique*; False where this thread is not in it."""
@@ -254,6 +288,9 @@ class _Server:
         while True:
             self._turn.wait()
             self._turn.clear()
+            ticket, self._ticket = self._ticket, None
+            if ticket is not None:
+                self._serve_lane(ticket)
             while plane.leader is self or plane.second is self:
                 try:
                     length = os.readv(device, room)
@@ -273,19 +310,26 @@ class _Server:
                 except Exception:
                     # Without this thread the whole mount would stand still.
                     log.exception("a request was lost")
+            lane, self._lane = self._lane, None
+            if lane is not None and (ticket := plane.handles.lanes.leave(lane)) is not None:
+                self._serve_lane(ticket)
             if not plane.park(self):
                 self._workspace.close()
                 return
 
+    def _serve_lane(self, ticket: Ticket | None) -> None:
+        """Serve *ticket* and what its lane has parked, until no request of it may run."""
+        lanes = self._plane.handles.lanes
+        while ticket is not None:
+            frame = memoryview(ticket.frame)
+            opcode, unique, caller = frames.parse_head(frame)
+            self._serve(opcode, unique, caller, frame, in_lane=True)
+            ticket = lanes.leave(ticket.lane)
+
     def _answer(self, frame: memoryview) -> None:
         opcode, unique, caller = frames.parse_head(frame)
-        if opcode == _READ:
-            handle, offset, size = frames.parse_read(frame)
-            self._caller = caller
-            self._serve(unique, handle, self._read, offset, size)
-        elif opcode == _LSEEK:
-            handle, offset, whence = frames.parse_seek(frame)
-            self._serve(unique, handle, self._seek, offset, whence)
+        if opcode in (_READ, _LSEEK):
+            self._serve(opcode, unique, caller, frame)
         elif opcode == _LISTXATTR:
             inode, size = frames.parse_list_names(frame)
             names = self._plane.attribute_names(inode)
@@ -293,25 +337,32 @@ class _Server:
         elif opcode == _GETXATTR and not frames.parse_attribute_name(frame).startswith(USER_XATTRS):
             # ls asks each file for an ACL and a label, but not again once it hears this.
             self._reply(frames.error_reply(unique, errno.EOPNOTSUPP))
-        elif opcode == _INTERRUPT and self._plane.interrupt(frames.parse_interrupt(frame)):
-            return
+        elif opcode == _INTERRUPT:
+            self._plane.interrupts.add(frames.parse_interrupt(frame))
         elif opcode not in _FORGETS:
-            self._plane.switch.forward(opcode, unique, frame)
+            self._plane.switch.forward(opcode, unique, caller, frame)
 
     def _serve(
-        self,
-        unique: int,
-        handle: int,
-        action: Callable[[OpenFile, int, int, int], None],
-        offset: int,
-        argument: int,
+        self, opcode: int, unique: int, caller: int, frame: memoryview, *, in_lane: bool = False
     ) -> None:
-        """Run *action* on the open file, and turn whatever goes wrong into an errno."""
+        """Answer a READ or an LSEEK, and turn whatever goes wrong into an errno."""
+        action: Callable[[OpenFile, int, int, int], None]
+        if opcode == _READ:
+            action = self._read
+            handle, offset, argument = frames.parse_read(frame)
+        else:
+            action = self._seek
+            handle, offset, argument = frames.parse_seek(frame)
         file = self._find(handle)
         if file is None:
             self._reply(frames.error_reply(unique, errno.EBADF))
             return
+        lane = file.lane
+        if lane is not None and lane.is_delayed and not in_lane:
+            self._plane.delegate(Ticket(unique, caller, lane, bytes(frame)))
+            return
         self._file = file
+        self.caller = caller
         self.unique = unique
         try:
             action(file, unique, offset, argument)
@@ -349,7 +400,7 @@ class _Server:
             if whole is None:
                 self._copy(file, unique, offset, size)
                 return
-            self.reader = self._caller if file.trail is None else 0
+            self.reader = self.caller if file.trail is None else 0
             frames.pack_reply_head(whole, _HEAD_AT, unique, size)
             self._reply(whole[_HEAD_AT:])
         finally:

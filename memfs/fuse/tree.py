@@ -245,6 +245,14 @@ class Tree:
         """
         return self._inspector.attributes(node)
 
+    def target_of(self, number: int) -> Identity | None:
+        """The process that the inode *number* is about, running or frozen; None for one about none."""
+        try:
+            node = self.inodes.node_of(number)
+        except (NoSuchEntry, ValueError):
+            return None
+        return identity_of(node.owner) if isinstance(node, ProcessNode | VmaNode | SinceNode) else None
+
     def owner_of(self, node: Node) -> tuple[int, int]:
         """The uid and gid that own *node*, a file of a process or of a snapshot, now.
 

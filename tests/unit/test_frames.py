@@ -15,6 +15,8 @@ U32 = st.integers(0, (1 << 32) - 1)
 U64 = st.integers(0, (1 << 64) - 1)
 PARSERS = (
     frames.parse_head,
+    frames.parse_node,
+    frames.parse_attribute_name,
     frames.parse_read,
     frames.parse_seek,
     frames.parse_list_names,
@@ -113,9 +115,9 @@ def test_init_offers_both_words_of_flags_where_the_second_counts(low: int, high:
     assert frames.parse_init(request(26, 1, struct.pack("<4I", 7, 31, 1 << 20, low))) == low
 
 
-def init_reply(flags: int, flags2: int, stack_depth: int = 0) -> bytes:
+def init_reply(flags: int, flags2: int, stack_depth: int = 0, background: tuple[int, int] = (12, 9)) -> bytes:
     """struct fuse_out_header and the 64 bytes of struct fuse_init_out."""
-    fields = (7, 45, 1 << 20, flags, 12, 9, 1 << 20, 1, 256, 0, flags2, stack_depth)
+    fields = (7, 45, 1 << 20, flags, *background, 1 << 20, 1, 256, 0, flags2, stack_depth)
     return struct.pack("<IiQ", 80, 0, 1) + struct.pack("<4IHHIIHHII", *fields) + bytes(24)
 
 
@@ -129,7 +131,10 @@ def test_the_init_reply_accepts_what_the_kernel_offered_and_no_cache_that_mtime_
     maps = bool(offered & DIRECT_IO_ALLOW_MMAP)
     passes = bool(offered & PASSTHROUGH and stack_depth)
     assert amended == init_reply(
-        flags | (maps or passes) << 30, flags2 | maps << 4 | passes << 5, stack_depth if passes else 0
+        flags | (maps or passes) << 30,
+        flags2 | maps << 4 | passes << 5,
+        stack_depth if passes else 0,
+        background=(4096, 3072),
     )
 
 
@@ -147,3 +152,32 @@ def test_the_reply_to_an_open_can_name_a_registered_file(
     frames.amend_open_reply(memoryview(reply), handle, other_flags, backing)
     assert reply == struct.pack("<IiQQIi", 32, 0, 9, handle, other_flags, backing)
     assert frames.parse_open_reply(memoryview(frames.error_reply(9, 13))) is None
+
+
+@given(U64, U64, U64)
+def test_a_late_reply_is_undone_by_the_request_that_the_kernel_would_have_sent(
+    node: int, handle: int, unique: int
+) -> None:
+    opened = memoryview(struct.pack("<IiQQIi", 32, 0, 2, handle, 0, 0))
+    refused = memoryview(struct.pack("<IiQ", 16, -13, 2))
+    for opcode, undoing in ((14, 18), (27, 29)):  # OPEN, RELEASE; OPENDIR, RELEASEDIR
+        asked = struct.pack("<IIQQIIIHH", 48, opcode, 2, node, 0, 0, 77, 0, 0) + bytes(8)
+        head = struct.pack("<IIQQIIIHH", 64, undoing, unique, node, 0, 0, 0, 0, 0)
+        assert frames.undo_request(asked, opened, unique) == head + struct.pack("<QIIQ", handle, 0, 0, 0)
+        assert frames.undo_request(asked, refused, unique) is None
+    made = struct.pack("<IIQQIIIHHII", 51, 9, 2, node, 0, 0, 77, 0, 0, 0o777, 0o22) + b"a\0"
+    made = struct.pack("<I", len(made)) + made[4:]
+    head = struct.pack("<IIQQIIIHH", 42, 11, unique, node, 0, 0, 0, 0, 0)
+    assert (
+        frames.undo_request(made, memoryview(struct.pack("<IiQ", 144, 0, 2) + bytes(128)), unique)
+        == head + b"a\0"
+    )
+    looked_up = struct.pack("<IIQQIIIHH", 42, 1, 2, node, 0, 0, 77, 0, 0) + b"a\0"
+    assert frames.undo_request(looked_up, opened, unique) is None
+
+
+@given(st.integers(-1, 1 << 40))
+def test_only_a_notice_that_drops_pages_can_make_the_kernel_wait(offset: int) -> None:
+    notice = struct.pack("<IiQQqq", 40, 2, 0, 7, offset, 0)
+    assert frames.is_page_notice(memoryview(notice)) == (offset >= 0)
+    assert not frames.is_page_notice(memoryview(struct.pack("<IiQQqq", 40, 0, 2, 7, offset, 0)))
