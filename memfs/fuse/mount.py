@@ -198,7 +198,7 @@ async def _serve_planes(
         plane.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, ending)
-            await pyfuse3.main()
+            await pyfuse3.main(max_tasks=MOST_REQUESTS)
             nursery.cancel_scope.cancel()
 
 
