@@ -61,13 +61,13 @@ class ExecWatch:
         except BaseException:
             os.close(self._fd)
             raise
-        self._poll = select.poll()
-        self._poll.register(self._fd, 0)
 
     @property
     def tripped(self) -> bool:
         """Whether the process has run exec, or its main thread has ended, since the watch was made."""
-        return bool(self._poll.poll(0))
+        poll = select.poll()  # not kept: several threads may ask at once
+        poll.register(self._fd, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """End the watch; a second call does nothing."""
