@@ -9,11 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from mount.mounted import MIB, Mount, check, error_of, open_descriptors, run
+from mount.mounted import MEMFS, MIB, Mount, check, error_of, run
 from support.child import Child
 from support.compiled import build
 from support.drivers import StuckTarget
@@ -118,6 +118,15 @@ def _assert_killable(programs: list[subprocess.Popen[bytes]]) -> None:
         assert program.wait(_HANGS_SECONDS) == -signal.SIGKILL
 
 
+def _descriptors_of(mount: Mount, pid: int) -> list[str]:
+    """What the daemon has open of a process: files below /proc/PID, with each of which goes a pidfd."""
+    found = []
+    for descriptor in Path(f"/proc/{mount.daemon}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(descriptor))
+    return [link for link in found if link.startswith(f"/proc/{pid}/")]
+
+
 def _assert_others_go_on(mount: Mount, other: Target, big: int) -> None:
     """64 MiB of another process are read, its files are listed, and it is found by name and number."""
     done = run("dd", f"if={mount.process(other.pid)}/mem", "of=/dev/null", "bs=1M", "count=64",
@@ -183,21 +192,19 @@ def test_a_blocked_program_dies_by_sigkill_and_leaves_nothing_open(
     argv = BLOCKED[tool](process, process / "vmas" / silent.name)
     if tool != "open":
         silent.jam()
-    before = open_descriptors(memfs.daemon)
     # Of one name in one directory the kernel looks up one at a time.
     with _blocked(memfs, *[argv] * 6, requests=6 if tool == "ls" else 1) as programs:
         _assert_killable(programs)
     silent.close()  # what the daemon's threads wait for is aborted, and they come back
-    _until(lambda: open_descriptors(memfs.daemon) <= before, "a descriptor is left open")
+    _until(lambda: not _descriptors_of(memfs, silent.pid), "a descriptor is left open")
 
 
 def test_a_read_that_was_killed_leaves_nothing_open(memfs: Mount) -> None:
     with StuckTarget() as stuck:
         argv: list[str | Path] = ["cat", memfs.vma(stuck.pid, stuck.mapping)]
-        before = open_descriptors(memfs.daemon)
         with _blocked(memfs, *[argv] * 20) as programs:
             _assert_killable(programs)
-    _until(lambda: open_descriptors(memfs.daemon) <= before + 4, "a descriptor is left open")
+    _until(lambda: not _descriptors_of(memfs, stuck.pid), "a descriptor is left open")
 
 
 def test_a_snapshot_whose_mkdir_was_killed_is_let_go(memfs: Mount, other: tuple[Target, int]) -> None:
@@ -212,6 +219,22 @@ def test_a_snapshot_whose_mkdir_was_killed_is_let_go(memfs: Mount, other: tuple[
     # The daemon makes it now, and lets it go since nobody has been told of it.
     _until(lambda: error_of(name.mkdir) is None, "the name stays taken")
     name.rmdir()
+
+
+@pytest.mark.parametrize("ending", ["umount", "SIGTERM"])
+def test_the_mount_ends_with_all_of_that_waiting(memfs: Mount, silent: _SilentTarget, ending: str) -> None:
+    process = memfs.process(silent.pid)
+    with StuckTarget() as stuck:
+        file = memfs.vma(stuck.pid, stuck.mapping)
+        silent.jam()
+        waiting: list[list[str | Path]] = [["cat", file]] * 10 + [["ls", process / "vmas"]] * 10
+        with _blocked(memfs, *waiting) as programs:
+            if ending == "umount":
+                check(MEMFS, "umount", memfs.path)
+            else:
+                memfs.signal(signal.SIGTERM)
+            assert memfs.reap() == 0
+            assert all(program.wait(_HANGS_SECONDS) > 0 for program in programs)
 
 
 def test_a_handled_signal_interrupts_no_call(memfs: Mount, other: tuple[Target, int]) -> None:
