@@ -69,7 +69,7 @@ class Memory(Source):
         if len(regions) != 1 or regions[0].kind is not Kind.SHARED or regions[0].span != self._span:
             return None
         region = regions[0]
-        fd = self._objects.open(region.mapping) if not region.mapping.offset else -1
+        fd = self._objects.open(region) if not region.mapping.offset else -1
         if fd < 0:
             return None
         found = os.fstat(fd)
@@ -203,7 +203,7 @@ class Memory(Source):
         Behind the end of the file that page reads as zeros, or as what someone wrote there through a
         mapping: then it is in the page cache only, and seen only through the target.
         """
-        fd = self._objects.open(region.mapping)
+        fd = self._objects.open(region)
         if fd < 0 or self._space.is_fetched(part):
             found.append(self._memory(part) if fd < 0 else self._fetched(part))
             return
@@ -241,7 +241,7 @@ class Memory(Source):
                     break
                 at = run.span.end
             return at - span.start
-        fd = self._objects.open(region.mapping) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
+        fd = self._objects.open(region) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
         if fd < 0:
             return span.size
         backing = os.fstat(fd)
@@ -255,6 +255,11 @@ class Memory(Source):
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
         return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner, files=True))
+
+    def has_name(self, region: Region) -> bool:
+        """Whether a path leads to the object of *region*; False too where that cannot be found out."""
+        fd = self._objects.open(region)
+        return fd >= 0 and os.fstat(fd).st_nlink > 0
 
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         mem = self._space.mem
@@ -336,7 +341,7 @@ class Memory(Source):
             return find_in_file(self._space.copied, part, 0, data=data)
         if region.kind is Kind.ANONYMOUS:
             return self._find_page(part, scanner, data=data)
-        fd = self._objects.open(region.mapping)
+        fd = self._objects.open(region)
         if fd < 0:
             return part.start if data else part.end
         if region.kind is Kind.SHARED:

@@ -19,7 +19,8 @@ from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Request
 from memfs.target import fork
 from memfs.target.identity import Identity, ProcessHandle, identify
 from memfs.target.injection import Killed
-from memfs.target.layout import Device, Kind, Layout, Region
+from memfs.target.layout import Kind, Layout, Region
+from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
 from memfs.target.record import ProcessRecord, ThreadRecord
 from memfs.target.stopped import StoppedProcess
@@ -153,7 +154,7 @@ class Freezing:
     def _describe(self, process: ProcessRecord, owner: procfs.Status, known: VmaFlags) -> Frozen:
         copy = None
         uses = known.uses
-        files: dict[tuple[Device, int], FileState] = {}
+        files: dict[ObjectKey, FileState] = {}
         if self._copy is not None:
             fork.settle(self._copy)
             copy = identify(self._copy)
@@ -266,15 +267,17 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     )
 
 
-def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[tuple[Device, int], FileState]:
+def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[ObjectKey, FileState]:
     """How the files are that private mappings show: what the process did not write comes from them.
 
     One that was written about when the snapshot was taken is left out: no one knows which came first.
     """
-    states: dict[tuple[Device, int], FileState] = {}
+    states: dict[ObjectKey, FileState] = {}
     for region in layout.regions:
-        key = (region.mapping.device, region.mapping.inode)
-        if region.kind is Kind.PRIVATE_FILE and key not in states:
+        if region.kind is not Kind.PRIVATE_FILE or region.served:
+            continue
+        key = object_key(region.mapping)
+        if key not in states:
             try:
                 fd = space.open_backing(region.mapping)
             except OSError:

@@ -14,6 +14,7 @@ from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import FileState
 from memfs.target.layout import Layout, Region
+from memfs.target.origins import object_key
 from memfs.target.space import Space, unmapped
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class FrozenSpace(Space):
     def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
         if mapping.shared:
             return
-        known = self._frozen.files.get((mapping.device, mapping.inode))
+        known = self._frozen.files.get(object_key(mapping))
         if known != FileState(backing.st_mtime_ns, backing.st_size):
             path = mapping.path.decode(errors="backslashreplace")
             raise RangeUnmapped(f"{path} was written since process {self.identity.pid} was frozen")

@@ -131,23 +131,28 @@ class Space(abc.ABC):
         """The heap of brk(2): the first part of it, where mprotect has split it."""
         # It begins on the page behind the program's data, heap_start need not be on a page's start.
         found = self.layout_over(Span(self.stat.heap_start, self.stat.heap_start + PAGE_BYTES)).regions
-        return next((region for region in found if region.mapping.path == b"[heap]"), None)
+        return next((region for region in found if _is_named(region, b"[heap]")), None)
 
     def stack(self) -> Region | None:
         """The main thread's stack."""
         found = self.region_at(self.stat.stack_start)
-        return found if found is not None and found.mapping.path == b"[stack]" else None
+        return found if found is not None and _is_named(found, b"[stack]") else None
 
     def text(self) -> Region | None:
         """The first mapping of the executable that can be run."""
         found = self.region_at(self.stat.code_start)
-        return found if found is not None and found.mapping.inode else None
+        return found if found is not None and found.mapping.backed else None
 
     def end(self) -> int:
         """The end of the highest mapping in user space."""
         # Nothing but the vDSO and the like lies above the stack: few VMAs are looked at.
         above = self.mappings_over(Span(self.stat.stack_start, USER_END))
         return max((mapping.span.end for mapping in above), default=0) or self.layout().end
+
+
+def _is_named(region: Region, name: bytes) -> bool:
+    """Whether the kernel calls it so: what a file is called, its owner chooses."""
+    return region.mapping.path == name and not region.mapping.backed
 
 
 def unmapped(address: int) -> RangeUnmapped:
