@@ -8,11 +8,14 @@ object that is mapped there; where nothing is, it is a hole.
 not every byte came out of the open mm itself is looked at again, after it was read.
 """
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 from memfs.errors import RangeUnmapped
 from memfs.image.objects import Objects, find_in_file, to_file
+from memfs.image.servant import Part as ServedPart
 from memfs.image.source import Backing, Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.pipe import can_splice
@@ -121,7 +124,10 @@ class Memory(Source):
             part = region.span.clip(wanted)
             if part.start > at:
                 found.append(self._nothing(Span(at, part.start)))
-            self._add_pieces(region, part, workspace.scanner, found)
+            if region.served:
+                self._add_served(region, part, workspace, found)
+            else:
+                self._add_pieces(region, part, workspace.scanner, found)
             at = part.end
         if at < wanted.end:
             found.append(self._nothing(Span(at, wanted.end)))
@@ -209,7 +215,7 @@ class Memory(Source):
             return
         into_file = to_file(region.mapping)
         backing = os.fstat(fd)
-        self._space.ensure_unchanged(region.mapping, backing)
+        self._space.ensure_unchanged(region.mapping, backing.st_mtime_ns, backing.st_size)
         file_end = backing.st_size - into_file
         last_page = Span(file_end, file_end).page_aligned()
         at = min(part.end, max(part.start, last_page.start))
@@ -227,6 +233,49 @@ class Memory(Source):
         if tail.end < part.end:
             raise unmapped(tail.end)
 
+    def _add_served(self, region: Region, part: Span, workspace: Workspace, found: list[Piece]) -> None:
+        """The bytes of *part* of a file that someone else serves, copied for us into the scratch file."""
+        parts = list(self._served_parts(region, part, workspace.scanner))
+        if not region.mapping.shared and any(kind is PageKind.UNTOUCHED for _, kind in parts):
+            self._ensure_unchanged(region)
+        to_scratch = workspace.take_scratch(part.size) - part.start
+        wanted = tuple(
+            ServedPart(span.start, span.size, span.start + to_scratch, in_memory=kind is PageKind.OWN)
+            for span, kind in parts
+            if kind is not PageKind.EMPTY
+        )
+        try:
+            self._objects.served.copy(region, wanted, workspace.scratch)
+        except BaseException:
+            workspace.drop_scratch()
+            raise
+        for span, kind in parts:
+            if kind is PageKind.EMPTY:
+                found.append(_zeros(span.size))
+            else:
+                found.append(Piece(span.size, workspace.scratch, span.start + to_scratch, cached=False))
+
+    def _served_parts(self, region: Region, part: Span, scanner: Scanner) -> Iterator[tuple[Span, PageKind]]:
+        """The same as OWN, what the page tables know; EMPTY; and UNTOUCHED, what only the server knows."""
+        at = part.start
+        for run in self._space.pages(part.page_aligned(), scanner, files=True):
+            span = run.span.clip(part)
+            known = run.held or (run.kind is PageKind.EMPTY and not region.mapping.shared)
+            if not span or not known:
+                continue
+            if span.start > at:
+                yield Span(at, span.start), PageKind.UNTOUCHED
+            yield span, PageKind.OWN if run.held else PageKind.EMPTY
+            at = span.end
+        if at < part.end:
+            yield Span(at, part.end), PageKind.UNTOUCHED
+
+    def _ensure_unchanged(self, region: Region) -> None:
+        """The same as the space's, for what someone else serves; nothing to ask of a running process."""
+        if not self._space.waits:
+            state = self._objects.served.look(region)
+            self._space.ensure_unchanged(region.mapping, state.mtime_ns, state.size_bytes)
+
     def readable_bytes(self, region: Region, scanner: Scanner) -> int:
         """How many bytes of *region*, from its start, can be read: a file may end, a page be missing."""
         span = region.span
@@ -235,22 +284,43 @@ class Memory(Source):
         if region.kind is Kind.COPIED:
             return self._space.copied_bytes(region)
         if self._space.is_fetched(span) and not self._space.waits:
-            at = span.start
-            for run in self._space.pages(span, scanner):
-                if not run.held or run.span.start > at:
-                    break
-                at = run.span.end
-            return at - span.start
-        fd = self._objects.open(region) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
-        if fd < 0:
+            return self._held_bytes(span, scanner)
+        if region.kind not in (Kind.SHARED, Kind.PRIVATE_FILE):
             return span.size
-        backing = os.fstat(fd)
         try:
-            self._space.ensure_unchanged(region.mapping, backing)
+            size_bytes = self._size_of(region)
         except RangeUnmapped:
-            return 0
-        into_file = to_file(region.mapping)
-        return Span(span.start, backing.st_size - into_file).page_aligned().clip(span).size
+            return self._held_bytes(span, scanner) if region.served else 0
+        if size_bytes is None:
+            return span.size
+        return Span(span.start, size_bytes - to_file(region.mapping)).page_aligned().clip(span).size
+
+    def _held_bytes(self, span: Span, scanner: Scanner) -> int:
+        """How many bytes of *span*, from its start, the page tables hold."""
+        at = span.start
+        for run in self._space.pages(span, scanner):
+            if not run.held or run.span.start > at:
+                break
+            at = run.span.end
+        return at - span.start
+
+    def _size_of(self, region: Region) -> int | None:
+        """The size of the object of *region*; None where it cannot be opened.
+
+        Raises:
+            RangeUnmapped: it has not the bytes any more that it should show, or does not answer.
+        """
+        if region.served:
+            state = self._objects.served.look(region)
+            mtime_ns, size_bytes = state.mtime_ns, state.size_bytes
+        else:
+            fd = self._objects.open(region)
+            if fd < 0:
+                return None
+            found = os.fstat(fd)
+            mtime_ns, size_bytes = found.st_mtime_ns, found.st_size
+        self._space.ensure_unchanged(region.mapping, mtime_ns, size_bytes)
+        return size_bytes
 
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
@@ -258,6 +328,10 @@ class Memory(Source):
 
     def has_name(self, region: Region) -> bool:
         """Whether a path leads to the object of *region*; False too where that cannot be found out."""
+        if region.served:
+            with contextlib.suppress(RangeUnmapped):
+                return self._objects.served.look(region).links > 0
+            return False
         fd = self._objects.open(region)
         return fd >= 0 and os.fstat(fd).st_nlink > 0
 
@@ -335,7 +409,8 @@ class Memory(Source):
         if region.kind is Kind.UNREADABLE:
             self._nothing(part)
             return part.end if data else part.start
-        if region.kind in (Kind.OPAQUE, Kind.ABSENT) or self._space.is_fetched(part):
+        # To find holes in what someone else serves would be to ask him.
+        if region.kind in (Kind.OPAQUE, Kind.ABSENT) or region.served or self._space.is_fetched(part):
             return part.start if data else part.end
         if region.kind is Kind.COPIED:
             return find_in_file(self._space.copied, part, 0, data=data)

@@ -8,6 +8,7 @@ import os
 import threading
 
 from memfs.errors import RangeUnmapped
+from memfs.image.served import ServedFiles
 from memfs.linux.procfs import Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Region
@@ -16,15 +17,23 @@ from memfs.target.space import Space
 
 
 class Objects:
-    """A descriptor for each object that an address space maps, opened when it is first asked for."""
+    """A descriptor for each object that an address space maps, opened when it is first asked for.
+
+    Attributes:
+        served: those of them that someone else serves.
+    """
 
     def __init__(self, space: Space) -> None:
+        self.served = ServedFiles(space)
         self._space = space
         self._opening = threading.Lock()
         self._opened: dict[ObjectKey, int] = {}
 
     def open(self, region: Region) -> int:
-        """A descriptor of what *region* shows, open until :meth:`close`; -1 where it cannot be had."""
+        """A descriptor of what *region* shows, open until :meth:`close`; -1 where it cannot be had.
+
+        So it is for what someone else serves, which is :attr:`served`'s.
+        """
         if region.served:
             return -1
         mapping = region.mapping
@@ -43,6 +52,7 @@ class Objects:
 
     def close(self) -> None:
         """Close them all; a second call does nothing."""
+        self.served.close()
         opened, self._opened = self._opened, {}
         for fd in opened.values():
             if fd >= 0:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
-from memfs.errors import CannotFreeze, MemfsError, TargetExited
+from memfs.errors import CannotFreeze, MemfsError, RangeUnmapped, TargetExited
+from memfs.image.served import ServedFiles
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
@@ -28,6 +29,7 @@ from memfs.target.stopped import StoppedProcess
 _PATIENCE_S = 1.0
 _REAP_STOP_S = 0.05
 _FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
+_SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
 _PATIENCE_S_PER_BYTE = 0.1 / (1 << 30)
 """Of a fork: ten times what it took where it was measured (docs/performance.md)."""
@@ -195,6 +197,11 @@ class Freezing:
         fetched = any(region.span.clip(fetched) for fetched in known.fetched)
         if fetched and (region.mapping.shared or self._request.copy_all):
             return Part(absent, Fate.ABSENT, "its pages come from a userfaultfd")
+        if region.served and (region.mapping.shared or self._request.copy_all):
+            # To copy it while the process stands still would let its server decide for how long.
+            if self._request.copy_all:
+                return Part(absent, Fate.ABSENT, _SERVED)
+            return Part(region, Fate.LIVE, _SERVED)
         if self._request.copy_all:
             return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
         if use is None:
@@ -226,7 +233,7 @@ def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
     """What a copy without a fork must hold besides."""
     for region in layout.regions:
         fetched = any(region.span.clip(fetched) for fetched in known.fetched)
-        if region.has_file and not fetched and not region.mapping.shared:
+        if region.has_file and not region.served and not fetched and not region.mapping.shared:
             yield Wanted(region, "fork is not possible")
 
 
@@ -273,19 +280,24 @@ def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[Obj
     One that was written about when the snapshot was taken is left out: no one knows which came first.
     """
     states: dict[ObjectKey, FileState] = {}
-    for region in layout.regions:
-        if region.kind is not Kind.PRIVATE_FILE or region.served:
-            continue
-        key = object_key(region.mapping)
-        if key not in states:
-            try:
-                fd = space.open_backing(region.mapping)
-            except OSError:
-                continue
-            try:
-                found = os.fstat(fd)
-            finally:
-                os.close(fd)
-            if found.st_mtime_ns < taken_ns - _FILE_CLOCK_NS:
-                states[key] = FileState(found.st_mtime_ns, found.st_size)
+    with contextlib.closing(ServedFiles(space)) as served:
+        for region in layout.regions:
+            key = object_key(region.mapping)
+            if region.kind is Kind.PRIVATE_FILE and key not in states:
+                with contextlib.suppress(OSError, RangeUnmapped):
+                    state = _state_of(region, space, served)
+                    if state.mtime_ns < taken_ns - _FILE_CLOCK_NS:
+                        states[key] = state
     return states
+
+
+def _state_of(region: Region, space: AddressSpace, served: ServedFiles) -> FileState:
+    if region.served:
+        known = served.look(region)
+        return FileState(known.mtime_ns, known.size_bytes)
+    fd = space.open_backing(region.mapping)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return FileState(found.st_mtime_ns, found.st_size)

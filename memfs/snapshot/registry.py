@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from memfs.errors import CannotFreeze, MemfsError, NameTaken, NoSuchEntry, TargetStuck, TooMany
-from memfs.snapshot import wire
+from memfs.linux import wire
 from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Frozen, Request

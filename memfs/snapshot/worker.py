@@ -6,6 +6,7 @@ of its channel: that comes when the snapshot is let go, and when the daemon ends
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -13,8 +14,7 @@ import time
 import traceback
 
 from memfs.errors import CannotFreeze, MemfsError
-from memfs.linux import ptrace
-from memfs.snapshot import wire
+from memfs.linux import ptrace, wire
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.values import Request
 
@@ -25,6 +25,7 @@ _LATER_S = 1.0
 
 def work(channel: socket.socket) -> None:
     """Serve one request, and hold the snapshot for as long as *channel* is open at the other end."""
+    logging.disable()  # the fork server has closed the log, and something else has its descriptor
     gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     ptrace.prepare_to_wait()

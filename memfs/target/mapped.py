@@ -64,12 +64,28 @@ def open_proven(pid: int, mapping: Mapping, ours: MountList) -> int:
     raise FileNotFoundError(errno.ENOENT, "the mapped object cannot be opened", mapping.path)
 
 
+def open_linked(pid: int, mapping: Mapping) -> int:
+    """The same by map_files alone, for a file that someone else serves: it may never return.
+
+    Raises:
+        OSError: as :func:`open_proven`.
+    """
+    with _looked_at(_link(pid, mapping)) as fd:
+        if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is no regular file", mapping.path)
+        return _open_same(fd, mapping)
+
+
+def _link(pid: int, mapping: Mapping) -> bytes:
+    return f"/proc/{pid}/map_files/{mapping.span}".encode()
+
+
 def _ways(pid: int, mapping: Mapping, ours: MountList) -> Iterator[tuple[bytes, bool]]:
     """Paths that may lead to the inode, each with whether it is a link of map_files.
 
     A path is not even looked at where it leads into another file system, which someone may serve.
     """
-    yield f"/proc/{pid}/map_files/{mapping.span}".encode(), True
+    yield _link(pid, mapping), True
     if ours.leads_to(mapping.path, mapping.device):
         yield mapping.path, False
 

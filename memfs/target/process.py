@@ -317,29 +317,37 @@ class AddressSpace(Space):
 
         Raises:
             OSError: it cannot be had; then its pages are read through the address space.
-            TargetExited, TargetReplaced: it may be the object of another program.
+            MemfsError: as :meth:`ensure_shows`.
         """
         fd = origins().open(self.identity.pid, mapping)
         try:
-            self._ensure_shows(mapping)
+            self.ensure_shows(mapping)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def _ensure_shows(self, mapping: Mapping) -> None:
-        """Make sure that what was just opened by the pid is what this mm shows at *mapping*.
+    @property
+    def objects_pid(self) -> int:
+        return self.identity.pid
 
-        It has the same numbers. While both are there these name one inode, where they are unique; else the
-        program must also be the same.
+    def ensure_shows(self, mapping: Mapping) -> None:
+        """Make sure that what was just opened or read by the pid is what this mm shows at *mapping*.
+
+        Where numbers are unique, an object that has the same is the same, while both are there. Else the
+        program must be the same, too.
+
+        Raises:
+            RangeUnmapped: it is mapped there no more.
+            TargetExited, TargetReplaced: it may be another program's.
         """
         now = next(self.mappings_over(mapping.span), None)
         if now is None or not now.same_memory(mapping):
-            raise FileNotFoundError(errno.ENOENT, "it is mapped no more", mapping.path)
+            raise unmapped(mapping.span.start)
         if not has_unique_numbers(mapping):
             self.ensure_same_program()
 
-    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+    def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         """A running process shows an object as it is."""
 
     def ensure_same_program(self) -> None:

@@ -115,9 +115,29 @@ class Space(abc.ABC):
             OSError: it cannot be had; then its pages are read through the address space.
         """
 
+    @property
     @abc.abstractmethod
-    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+    def objects_pid(self) -> int:
+        """The process by whose map_files the mapped objects can be reached.
+
+        Raises:
+            RangeUnmapped: there is none.
+        """
+
+    @abc.abstractmethod
+    def ensure_shows(self, mapping: Mapping) -> None:
+        """Make sure that what was just opened or read by :attr:`objects_pid` is what *mapping* shows.
+
+        Raises:
+            RangeUnmapped: it is mapped there no more.
+            TargetExited, TargetReplaced: it may be another program's.
+        """
+
+    @abc.abstractmethod
+    def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         """Make sure that the object which *mapping* shows still has the bytes that it should show.
+
+        *mtime_ns* and *size_bytes* are what stat(2) tells of it now.
 
         Raises:
             RangeUnmapped: it has not.
