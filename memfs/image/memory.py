@@ -11,11 +11,9 @@ not every byte came out of the open mm itself is looked at again, after it was r
 import contextlib
 import os
 import time
-from collections.abc import Iterator
 
 from memfs.errors import RangeUnmapped
 from memfs.image.objects import Objects, find_in_file, to_file
-from memfs.image.servant import Part as ServedPart
 from memfs.image.source import Backing, Piece, Source, Workspace
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.pipe import can_splice
@@ -125,7 +123,7 @@ class Memory(Source):
             if part.start > at:
                 found.append(self._nothing(Span(at, part.start)))
             if region.served:
-                self._add_served(region, part, workspace, found)
+                found += self._objects.served.pieces(region, part, workspace)
             else:
                 self._add_pieces(region, part, workspace.scanner, found)
             at = part.end
@@ -232,49 +230,6 @@ class Memory(Source):
                 found.append(_zeros(tail.end - held_end))
         if tail.end < part.end:
             raise unmapped(tail.end)
-
-    def _add_served(self, region: Region, part: Span, workspace: Workspace, found: list[Piece]) -> None:
-        """The bytes of *part* of a file that someone else serves, copied for us into the scratch file."""
-        parts = list(self._served_parts(region, part, workspace.scanner))
-        if not region.mapping.shared and any(kind is PageKind.UNTOUCHED for _, kind in parts):
-            self._ensure_unchanged(region)
-        to_scratch = workspace.take_scratch(part.size) - part.start
-        wanted = tuple(
-            ServedPart(span.start, span.size, span.start + to_scratch, in_memory=kind is PageKind.OWN)
-            for span, kind in parts
-            if kind is not PageKind.EMPTY
-        )
-        try:
-            self._objects.served.copy(region, wanted, workspace.scratch)
-        except BaseException:
-            workspace.drop_scratch()
-            raise
-        for span, kind in parts:
-            if kind is PageKind.EMPTY:
-                found.append(_zeros(span.size))
-            else:
-                found.append(Piece(span.size, workspace.scratch, span.start + to_scratch, cached=False))
-
-    def _served_parts(self, region: Region, part: Span, scanner: Scanner) -> Iterator[tuple[Span, PageKind]]:
-        """The same as OWN, what the page tables know; EMPTY; and UNTOUCHED, what only the server knows."""
-        at = part.start
-        for run in self._space.pages(part.page_aligned(), scanner, files=True):
-            span = run.span.clip(part)
-            known = run.held or (run.kind is PageKind.EMPTY and not region.mapping.shared)
-            if not span or not known:
-                continue
-            if span.start > at:
-                yield Span(at, span.start), PageKind.UNTOUCHED
-            yield span, PageKind.OWN if run.held else PageKind.EMPTY
-            at = span.end
-        if at < part.end:
-            yield Span(at, part.end), PageKind.UNTOUCHED
-
-    def _ensure_unchanged(self, region: Region) -> None:
-        """The same as the space's, for what someone else serves; nothing to ask of a running process."""
-        if not self._space.waits:
-            state = self._objects.served.look(region)
-            self._space.ensure_unchanged(region.mapping, state.mtime_ns, state.size_bytes)
 
     def readable_bytes(self, region: Region, scanner: Scanner) -> int:
         """How many bytes of *region*, from its start, can be read: a file may end, a page be missing."""

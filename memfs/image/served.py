@@ -14,10 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from memfs.errors import RangeUnmapped
 from memfs.image.servant import Copy, FileState, Forget, Look, Part
+from memfs.image.source import Piece, Workspace
 from memfs.linux import wire
+from memfs.linux.pagemap import PageKind, Scanner
+from memfs.linux.span import Span
 from memfs.target.layout import Region
 from memfs.target.origins import Device
 from memfs.target.space import Space
@@ -65,15 +69,53 @@ class ServedFiles:
         assert isinstance(answer, FileState)
         return answer
 
-    def copy(self, region: Region, parts: tuple[Part, ...], into: int) -> None:
-        """Copy *parts* of *region* into the file *into*.
+    def pieces(self, region: Region, part: Span, workspace: Workspace) -> list[Piece]:
+        """The pieces that tile *part* of *region*: copied for us into the scratch file of *workspace*.
 
         Raises:
-            RangeUnmapped: some of them cannot be had, or not in time.
+            RangeUnmapped: some of it cannot be had, or not in time.
         """
+        parts = list(self._parts(region, part, workspace.scanner))
+        asks_server = any(kind is PageKind.UNTOUCHED for _, kind in parts)
+        if asks_server and not region.mapping.shared and not self._space.waits:
+            state = self.look(region)
+            self._space.ensure_unchanged(region.mapping, state.mtime_ns, state.size_bytes)
+        to_scratch = workspace.take_scratch(part.size) - part.start
+        wanted = tuple(
+            Part(span.start, span.size, span.start + to_scratch, in_memory=kind is PageKind.OWN)
+            for span, kind in parts
+            if kind is not PageKind.EMPTY
+        )
+        try:
+            self._copy(region, wanted, workspace.scratch, asks_server=asks_server)
+        except BaseException:
+            workspace.drop_scratch()
+            raise
+        return [
+            Piece(span.size, None, 0, cached=False)
+            if kind is PageKind.EMPTY
+            else Piece(span.size, workspace.scratch, span.start + to_scratch, cached=False)
+            for span, kind in parts
+        ]
+
+    def _parts(self, region: Region, part: Span, scanner: Scanner) -> Iterator[tuple[Span, PageKind]]:
+        """*part*, cut: OWN is what the page tables know, UNTOUCHED what only the server does, EMPTY zeros."""
+        at = part.start
+        for run in self._space.pages(part.page_aligned(), scanner, files=True):
+            span = run.span.clip(part)
+            known = run.held or (run.kind is PageKind.EMPTY and not region.mapping.shared)
+            if not span or not known:
+                continue
+            if span.start > at:
+                yield Span(at, span.start), PageKind.UNTOUCHED
+            yield span, PageKind.OWN if run.held else PageKind.EMPTY
+            at = span.end
+        if at < part.end:
+            yield Span(at, part.end), PageKind.UNTOUCHED
+
+    def _copy(self, region: Region, parts: tuple[Part, ...], into: int, *, asks_server: bool) -> None:
         look = Look(self._space.objects_pid, region.mapping)
-        asks = not all(part.in_memory for part in parts)
-        self._ask(region, Copy(look, parts), [into, self._space.mem], asks_server=asks)
+        self._ask(region, Copy(look, parts), [into, self._space.mem], asks_server=asks_server)
 
     def _ask(
         self, region: Region, request: Look | Copy, descriptors: list[int], *, asks_server: bool = True
