@@ -28,7 +28,8 @@ from memfs.snapshot.core import open_core, size_core
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.target.identity import describe
-from memfs.target.layout import Device, Region, name_of
+from memfs.target.layout import Region, name_of
+from memfs.target.origins import Device
 from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.target.space import Space
 

@@ -121,6 +121,7 @@ class Inspector:
         with self._contents.space(owner) as space:
             regions = [region for region in space.layout().regions if region.has_file]
             describe_vma = self._vma_describer(owner, space)
+            self._inodes.expect_vmas(owner, len(regions))
             return _VmaEntries(describe_vma, regions, held_by_region(space, regions))
 
     def _attributes_in(self, node: ProcessNode, ownership: Ownership, space: Space | None) -> Attributes:

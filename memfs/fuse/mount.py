@@ -28,7 +28,7 @@ from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
 from memfs.snapshot.registry import Snapshots
-from memfs.target.layout import Device
+from memfs.target.origins import Device
 
 log = logging.getLogger(__name__)
 

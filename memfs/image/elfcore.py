@@ -128,7 +128,6 @@ class CoreFilter(enum.IntFlag):
 
 
 _ALWAYS_DUMPED = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
-_UNLINKED = b" (deleted)"
 
 
 def dumped_bytes(
@@ -137,6 +136,7 @@ def dumped_bytes(
     filter_: CoreFilter,
     *,
     has_own_pages: bool,
+    has_name: Callable[[], bool],
     begins_program: Callable[[], bool],
     dax: bool = False,
 ) -> int:
@@ -149,6 +149,7 @@ def dumped_bytes(
         flags: all those of smaps.
         has_own_pages: whether the process has, or had, pages there that are not the file's: for the
             kernel, an anon_vma.
+        has_name: whether a path leads to the file, asked only of shared mappings.
         begins_program: whether the file may be executed, or else its first page begins with
             ``\\x7fELF``. Asked last, and only where the answer decides.
         dax: whether the file's pages are those of its device; no file of /proc tells.
@@ -156,7 +157,7 @@ def dumped_bytes(
     # The s of maps is VM_MAYSHARE. VM_SHARED is missing where a file was opened to be read only and
     # mapped with MAP_SHARED: the kernel keeps such a mapping, and dumps it, like a private one.
     shared = b"sh" in flags
-    if mapping.path in _ALWAYS_DUMPED:
+    if mapping.path in _ALWAYS_DUMPED and not mapping.backed:
         return mapping.span.size
     if b"dd" in flags:
         return 0
@@ -167,10 +168,10 @@ def dumped_bytes(
     elif b"io" in flags:
         return 0
     elif shared:
-        deciding = CoreFilter.ANON_SHARED if _is_unlinked(mapping) else CoreFilter.FILE_SHARED
+        deciding = CoreFilter.FILE_SHARED if has_name() else CoreFilter.ANON_SHARED
     else:
         deciding = CoreFilter.ANON_PRIVATE if has_own_pages else CoreFilter(0)
-        deciding |= CoreFilter.FILE_PRIVATE if mapping.inode else CoreFilter(0)
+        deciding |= CoreFilter.FILE_PRIVATE if mapping.backed else CoreFilter(0)
     if filter_ & deciding:
         return mapping.span.size
     may_begin_program = (
@@ -180,12 +181,3 @@ def dumped_bytes(
         and Access.READ in mapping.access
     )
     return PAGE_BYTES if may_begin_program and begins_program() else 0
-
-
-def _is_unlinked(mapping: Mapping) -> bool:
-    """Whether no name leads to the memory's file any more, or none ever did.
-
-    The kernel counts the links. Of a file with two names, one of them removed, maps looks the same as
-    of one without any; so does one whose name ends like this.
-    """
-    return mapping.path.endswith(_UNLINKED) or mapping.path.startswith(b"[anon_shmem:")

@@ -156,7 +156,7 @@ def _files(mappings: Iterable[Mapping]) -> Iterator[bytes]:
 
     Shared memory and memfds count, as the kernel keeps them in files.
     """
-    files = [mapping for mapping in mappings if mapping.inode]
+    files = [mapping for mapping in mappings if mapping.backed]
     yield struct.pack("<QQ", len(files), PAGE_BYTES)
     for mapping in files:
         yield struct.pack("<QQQ", mapping.span.start, mapping.span.end, mapping.offset // PAGE_BYTES)

@@ -8,6 +8,7 @@ object that is mapped there; where nothing is, it is a hole.
 not every byte came out of the open mm itself is looked at again, after it was read.
 """
 
+import contextlib
 import os
 import time
 
@@ -69,7 +70,7 @@ class Memory(Source):
         if len(regions) != 1 or regions[0].kind is not Kind.SHARED or regions[0].span != self._span:
             return None
         region = regions[0]
-        fd = self._objects.open(region.mapping) if not region.mapping.offset else -1
+        fd = self._objects.open(region) if not region.mapping.offset else -1
         if fd < 0:
             return None
         found = os.fstat(fd)
@@ -121,7 +122,10 @@ class Memory(Source):
             part = region.span.clip(wanted)
             if part.start > at:
                 found.append(self._nothing(Span(at, part.start)))
-            self._add_pieces(region, part, workspace.scanner, found)
+            if region.served:
+                found += self._objects.served.pieces(region, part, workspace)
+            else:
+                self._add_pieces(region, part, workspace.scanner, found)
             at = part.end
         if at < wanted.end:
             found.append(self._nothing(Span(at, wanted.end)))
@@ -203,13 +207,13 @@ class Memory(Source):
         Behind the end of the file that page reads as zeros, or as what someone wrote there through a
         mapping: then it is in the page cache only, and seen only through the target.
         """
-        fd = self._objects.open(region.mapping)
+        fd = self._objects.open(region)
         if fd < 0 or self._space.is_fetched(part):
             found.append(self._memory(part) if fd < 0 else self._fetched(part))
             return
         into_file = to_file(region.mapping)
         backing = os.fstat(fd)
-        self._space.ensure_unchanged(region.mapping, backing)
+        self._space.ensure_unchanged(region.mapping, backing.st_mtime_ns, backing.st_size)
         file_end = backing.st_size - into_file
         last_page = Span(file_end, file_end).page_aligned()
         at = min(part.end, max(part.start, last_page.start))
@@ -235,26 +239,56 @@ class Memory(Source):
         if region.kind is Kind.COPIED:
             return self._space.copied_bytes(region)
         if self._space.is_fetched(span) and not self._space.waits:
-            at = span.start
-            for run in self._space.pages(span, scanner):
-                if not run.held or run.span.start > at:
-                    break
-                at = run.span.end
-            return at - span.start
-        fd = self._objects.open(region.mapping) if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE) else -1
-        if fd < 0:
+            return self._held_bytes(span, scanner)
+        if region.kind not in (Kind.SHARED, Kind.PRIVATE_FILE):
             return span.size
-        backing = os.fstat(fd)
         try:
-            self._space.ensure_unchanged(region.mapping, backing)
+            size_bytes = self._size_of(region)
         except RangeUnmapped:
-            return 0
-        into_file = to_file(region.mapping)
-        return Span(span.start, backing.st_size - into_file).page_aligned().clip(span).size
+            return self._held_bytes(span, scanner) if region.served else 0
+        if size_bytes is None:
+            return span.size
+        return Span(span.start, size_bytes - to_file(region.mapping)).page_aligned().clip(span).size
+
+    def _held_bytes(self, span: Span, scanner: Scanner) -> int:
+        """How many bytes of *span*, from its start, the page tables hold."""
+        at = span.start
+        for run in self._space.pages(span, scanner):
+            if not run.held or run.span.start > at:
+                break
+            at = run.span.end
+        return at - span.start
+
+    def _size_of(self, region: Region) -> int | None:
+        """The size of the object of *region*; None where it cannot be opened.
+
+        Raises:
+            RangeUnmapped: it has not the bytes any more that it should show, or does not answer.
+        """
+        if region.served:
+            state = self._objects.served.look(region)
+            mtime_ns, size_bytes = state.mtime_ns, state.size_bytes
+        else:
+            fd = self._objects.open(region)
+            if fd < 0:
+                return None
+            found = os.fstat(fd)
+            mtime_ns, size_bytes = found.st_mtime_ns, found.st_size
+        self._space.ensure_unchanged(region.mapping, mtime_ns, size_bytes)
+        return size_bytes
 
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
         return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner, files=True))
+
+    def has_name(self, region: Region) -> bool:
+        """Whether a path leads to the object of *region*; False too where that cannot be found out."""
+        if region.served:
+            with contextlib.suppress(RangeUnmapped):
+                return self._objects.served.look(region).links > 0
+            return False
+        fd = self._objects.open(region)
+        return fd >= 0 and os.fstat(fd).st_nlink > 0
 
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         mem = self._space.mem
@@ -330,13 +364,14 @@ class Memory(Source):
         if region.kind is Kind.UNREADABLE:
             self._nothing(part)
             return part.end if data else part.start
-        if region.kind in (Kind.OPAQUE, Kind.ABSENT) or self._space.is_fetched(part):
+        # To find holes in what someone else serves would be to ask him.
+        if region.kind in (Kind.OPAQUE, Kind.ABSENT) or region.served or self._space.is_fetched(part):
             return part.start if data else part.end
         if region.kind is Kind.COPIED:
             return find_in_file(self._space.copied, part, 0, data=data)
         if region.kind is Kind.ANONYMOUS:
             return self._find_page(part, scanner, data=data)
-        fd = self._objects.open(region.mapping)
+        fd = self._objects.open(region)
         if fd < 0:
             return part.start if data else part.end
         if region.kind is Kind.SHARED:

@@ -7,22 +7,37 @@ import errno
 import os
 import threading
 
+from memfs.errors import RangeUnmapped
+from memfs.image.served import ServedFiles
 from memfs.linux.procfs import Mapping
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target.layout import Region
+from memfs.target.origins import ObjectKey, object_key
 from memfs.target.space import Space
 
 
 class Objects:
-    """A descriptor for each object that an address space maps, opened when it is first asked for."""
+    """A descriptor for each object that an address space maps, opened when it is first asked for.
+
+    Attributes:
+        served: those of them that someone else serves.
+    """
 
     def __init__(self, space: Space) -> None:
+        self.served = ServedFiles(space)
         self._space = space
         self._opening = threading.Lock()
-        self._opened: dict[tuple[tuple[int, int], int], int] = {}
+        self._opened: dict[ObjectKey, int] = {}
 
-    def open(self, mapping: Mapping) -> int:
-        """A descriptor of what *mapping* shows, open until :meth:`close`; -1 where it cannot be had."""
-        key = (mapping.device, mapping.inode)
+    def open(self, region: Region) -> int:
+        """A descriptor of what *region* shows, open until :meth:`close`; -1 where it cannot be had.
+
+        So it is for what someone else serves, which is :attr:`served`'s.
+        """
+        if region.served:
+            return -1
+        mapping = region.mapping
+        key = object_key(mapping)
         fd = self._opened.get(key)
         if fd is None:
             with self._opening:
@@ -30,13 +45,14 @@ class Objects:
                 if fd is None:
                     try:
                         fd = self._space.open_backing(mapping)
-                    except OSError:
+                    except (OSError, RangeUnmapped):
                         fd = -1
                     self._opened[key] = fd
         return fd
 
     def close(self) -> None:
         """Close them all; a second call does nothing."""
+        self.served.close()
         opened, self._opened = self._opened, {}
         for fd in opened.values():
             if fd >= 0:

@@ -7,6 +7,7 @@ the same bytes. Nothing here knows of FUSE, and a piece knows nothing of where i
 
 import abc
 import errno
+import functools
 import mmap
 import os
 from typing import NamedTuple
@@ -21,6 +22,9 @@ MAX_READ_BYTES = 1 << 20
 """The longest stretch that is read at once: FUSE's limit of 256 pages a request."""
 
 _HUGE_PAGE_BYTES = 1 << 21
+
+_SCRATCH_BYTES = 2 * MAX_READ_BYTES
+"""So much that the pieces of one read never lie on top of each other, wherever they begin."""
 
 HEADER_ROOM = PAGE_BYTES
 """Room before the data in a workspace's buffer, so that a reply's header can end where data begins."""
@@ -96,6 +100,26 @@ class Workspace:
         self.scanner = Scanner()
         self.vmsplice = Vmsplice(MAX_READ_BYTES // PAGE_BYTES + 1)
         self.pipe = Pipe(2 * MAX_READ_BYTES)
+        self._scratch_at = 0
+
+    @functools.cached_property
+    def scratch(self) -> int:
+        """A memfd of our own, in which another process puts what this thread then reads."""
+        fd = os.memfd_create("memfs-scratch", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _SCRATCH_BYTES)
+        return fd
+
+    def take_scratch(self, size: int) -> int:
+        """An offset in it for *size* bytes, which stay until MAX_READ_BYTES more have been taken."""
+        at = self._scratch_at if self._scratch_at + size <= _SCRATCH_BYTES else 0
+        self._scratch_at = at + size
+        return at
+
+    def drop_scratch(self) -> None:
+        """Have another one from now on: someone who is late may still write into this one."""
+        fd = self.__dict__.pop("scratch", None)
+        if fd is not None:
+            os.close(fd)
 
     def reset_pipe(self) -> None:
         """Forget what is in the pipe, or on its way into it."""
@@ -103,8 +127,9 @@ class Workspace:
         self.pipe.reset()
 
     def close(self) -> None:
-        """Give the pipe back; the memory goes with the last view of it."""
+        """Give the descriptors back; the memory goes with the last view of it."""
         self.pipe.close()
+        self.drop_scratch()
 
 
 class CannotSplice(Exception):

@@ -2,10 +2,15 @@
 
 import os
 import re
+import select
+import threading
 from collections import deque
+from collections.abc import Mapping as ReadOnlyDict
 from pathlib import Path
 
 import attrs
+
+from memfs.linux.procfs import read_file, read_whole
 
 
 @attrs.frozen
@@ -69,6 +74,15 @@ def read_mounts() -> list[Mount]:
     return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
 
 
+def read_mounts_of(pid: int) -> list[Mount]:
+    """The mounts of the namespace of process *pid*; the paths are those that it sees.
+
+    Raises:
+        OSError: it has ended, or has no namespace any more.
+    """
+    return parse_mountinfo(read_file(f"/proc/{pid}/mountinfo"))
+
+
 def mounts_of_type(fs_type: bytes) -> list[Mount]:
     """Those of one type, the newest first."""
     return [mount for mount in reversed(read_mounts()) if mount.fs_type == fs_type]
@@ -84,6 +98,57 @@ def mount_id_of(fd: int) -> int:
 def mount_by_id(number: int) -> Mount | None:
     """The mount that has the number *number* now; None where there is none in this mount namespace."""
     return next((mount for mount in read_mounts() if mount.id == number), None)
+
+
+@attrs.frozen
+class MountList:
+    """The mounts of a namespace at one moment.
+
+    Attributes:
+        types: the type of each file system that is mounted, by its device.
+    """
+
+    mounts: list[Mount]
+    types: ReadOnlyDict[tuple[int, int], bytes]
+
+    def leads_to(self, path: bytes, device: tuple[int, int]) -> bool:
+        """Whether *path*, if it has no symbolic link in it, is on the file system on *device*."""
+        over = [mount for mount in self.mounts if _is_below(path, mount.mountpoint)]
+        return bool(over) and max(reversed(over), key=lambda mount: len(mount.mountpoint)).device == device
+
+
+def _is_below(path: bytes, mountpoint: bytes) -> bool:
+    return path.startswith(mountpoint.rstrip(b"/") + b"/")
+
+
+def list_mounts(mounts: list[Mount]) -> MountList:
+    """*mounts*, as a table."""
+    return MountList(mounts, {mount.device: mount.fs_type for mount in mounts})
+
+
+class MountTable:
+    """The mounts of this process's namespace, read again only when they have changed.
+
+    The kernel counts the changes of a mount namespace, and poll(2) tells whether it has counted one
+    since it was last asked (``mounts_poll`` of fs/proc_namespace.c).
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+        self._lock = threading.Lock()
+        self._list = self._read()
+
+    def get(self) -> MountList:
+        """The mounts of now."""
+        with self._lock:
+            if self._poll.poll(0):
+                self._list = self._read()
+            return self._list
+
+    def _read(self) -> MountList:
+        return list_mounts(parse_mountinfo(read_whole(self._fd)))
 
 
 _MOST_LINKS = 40  # MAXSYMLINKS

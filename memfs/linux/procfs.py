@@ -38,6 +38,7 @@ def _letters(access: Access) -> str:
 _LETTERS = tuple(_letters(Access(bits)) for bits in range(16))
 _ACCESS = {letters.encode(): Access(bits) for bits, letters in enumerate(_LETTERS)}
 _SHARED = int(Access.SHARED)
+_NO_DEVICE = (0, 0)
 
 
 @attrs.frozen
@@ -46,8 +47,8 @@ class Mapping:
 
     Attributes:
         offset: where in the file the mapping begins, in bytes.
-        device: major and minor number of the file system's device.
-        inode: 0 where no file is mapped.
+        device: major and minor number of the file system's device; 0 and 0 where no file is mapped.
+        inode: its number; 0 is one too, of the first System V segment and whatever a FUSE server says.
         path: as the kernel prints it, with ``\\012`` turned back into a newline; it may end in
             `` (deleted)`` or be a name in brackets; empty for plain anonymous memory.
     """
@@ -64,21 +65,24 @@ class Mapping:
         """MAP_SHARED."""
         return self.access.value & _SHARED != 0
 
+    @property
+    def backed(self) -> bool:
+        """Whether a file is mapped, or something else that the kernel keeps like one: a memfd, a device.
+
+        No file system has the device 0:0 (``get_anon_bdev`` of fs/super.c).
+        """
+        return self.device != _NO_DEVICE
+
     def same_memory(self, other: "Mapping") -> bool:
         """Whether both show the same bytes wherever they overlap.
 
         They may differ in bounds and protection: VMAs grow, split and merge.
         """
         return (
-            self.inode == other.inode
+            self.device == other.device
+            and self.inode == other.inode
             and self.shared == other.shared
-            and (
-                not self.inode
-                or (
-                    self.device == other.device
-                    and self.offset - self.span.start == other.offset - other.span.start
-                )
-            )
+            and (not self.backed or self.offset - self.span.start == other.offset - other.span.start)
         )
 
 

@@ -156,6 +156,19 @@ def peek(pid: int, address: int, size_bytes: int) -> bytes:
 _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long]
 _libc.syscall.restype = ctypes.c_long
 _PIDFD_GETFD = 438  # the same on every architecture; Linux 5.6
+_MEMFD_SECRET = 447  # the same; Linux 5.14
+
+
+def create_secret_memory() -> int:
+    """memfd_secret(2): a descriptor of memory that no one but its owner can read.
+
+    Raises:
+        OSError: ENOSYS where the kernel has it not, or it is switched off.
+    """
+    fd: int = _libc.syscall(_MEMFD_SECRET, os.O_CLOEXEC, 0, 0)
+    if fd < 0:
+        raise _os_error("memfd_secret")
+    return fd
 
 
 def borrow_descriptor(pid: int, fd: int) -> int:
@@ -173,6 +186,47 @@ def borrow_descriptor(pid: int, fd: int) -> int:
     if borrowed < 0:
         raise _os_error("pidfd_getfd")
     return borrowed
+
+
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.munmap.restype = ctypes.c_int
+_MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>, <bits/mman-map-flags-generic.h>
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def map_private(fd: int, length: int) -> int:
+    """mmap(2): map *length* bytes of *fd* privately, to be read; returns the address.
+
+    Unlike the class of the standard library, this takes a length behind the end of the file, and
+    reserves no huge pages.
+
+    Raises:
+        OSError: EACCES, ENODEV.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    address: int | None = _libc.mmap(None, length, mmap.PROT_READ, flags, fd, 0)
+    if address is None or address == _MAP_FAILED:
+        raise _os_error("mmap")
+    return address
+
+
+def unmap(address: int, length: int) -> None:
+    """munmap(2).
+
+    Raises:
+        OSError: EINVAL.
+    """
+    if _libc.munmap(address, length) < 0:
+        raise _os_error("munmap")
 
 
 _libc.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]

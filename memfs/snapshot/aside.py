@@ -133,9 +133,10 @@ def what_fork_does_not_keep(region: Region, flags: frozenset[bytes]) -> str:
     """Why fork leaves *region* out of the copy, or keeps it shared; empty where it does neither.
 
     *flags* are those of smaps. What a userfaultfd supplies cannot be read while its server, maybe a
-    thread of the process, stands still: it is not copied either.
+    thread of the process, stands still: it is not copied either. Nor is a file that someone else serves,
+    who may take as long as he likes.
     """
-    if not region.has_file or region.kind is Kind.OPAQUE or b"um" in flags:
+    if not region.has_file or region.served or region.kind is Kind.OPAQUE or b"um" in flags:
         return ""
     if b"dc" in flags:
         return "MADV_DONTFORK"

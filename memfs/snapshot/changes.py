@@ -20,10 +20,10 @@ from memfs.errors import MemfsError, TargetExited
 from memfs.linux.frames import Comparer, shows_frames
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import Fate, Frozen, Part
-from memfs.target.layout import Device, Kind
+from memfs.target.layout import Kind
+from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace
 
-FileKey = tuple[Device, int]
 _COPY_BYTES = 1 << 20
 _F_SETLEASE = 1024  # <linux/fcntl.h>
 _F_SETSIG = 10
@@ -42,7 +42,7 @@ class Frames:
     frozen: Frozen
     copy: AddressSpace | None
     aside: int
-    quiet_files: frozenset[FileKey]
+    quiet_files: frozenset[ObjectKey]
 
 
 class Changes:
@@ -72,7 +72,7 @@ class Changes:
         return b"".join(b"%012x-%012x\n" % pair for pair in zip(self._starts, self._ends, strict=True))
 
 
-def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[FileKey]:
+def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[ObjectKey]:
     """The files that private mappings show and that, as of now, no one can write to unnoticed.
 
     No one has them open for writing now, or mapped so. Whoever will, changes the time of the file with
@@ -83,7 +83,7 @@ def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[Fil
     quiet = set()
     for part in frozen.parts:
         mapping = part.region.mapping
-        key = (mapping.device, mapping.inode)
+        key = object_key(mapping)
         if part.region.kind is Kind.PRIVATE_FILE and key in frozen.files and mapping.device[0]:
             with contextlib.suppress(OSError, MemfsError):
                 fd = copy.open_backing(mapping)
@@ -180,13 +180,13 @@ def _compare_part(
         yield span
     elif kind is Kind.ANONYMOUS:
         yield from comparer.differing(earlier.copy.pagemap, later.copy.pagemap, span)
-    elif kind is Kind.PRIVATE_FILE and _is_unwritten(earlier, later, (mapping.device, mapping.inode)):
+    elif kind is Kind.PRIVATE_FILE and _is_unwritten(earlier, later, object_key(mapping)):
         yield from comparer.differing(earlier.copy.pagemap, later.copy.pagemap, span, own_only=True)
     else:
         yield span
 
 
-def _is_unwritten(earlier: Frames, later: Frames, key: FileKey) -> bool:
+def _is_unwritten(earlier: Frames, later: Frames, key: ObjectKey) -> bool:
     state = earlier.frozen.files.get(key)
     return state is not None and state == later.frozen.files.get(key) and key in earlier.quiet_files
 

@@ -81,6 +81,7 @@ def _wanted_bytes(snapshot: Snapshot, part: Part, memory: Memory, workspace: Wor
         use.flags if use is not None else frozenset(),
         CoreFilter(snapshot.frozen.process.core_filter),
         has_own_pages=has_own_pages,
+        has_name=lambda: memory.has_name(region),
         begins_program=lambda: _begins_with_elf(memory, region.span.start, workspace),
     )
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
-from memfs.errors import CannotFreeze, TargetExited
+from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited
+from memfs.image.served import ServedFiles
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
@@ -22,13 +23,15 @@ from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
 from memfs.target.identity import Identity, ProcessHandle, identify
-from memfs.target.layout import Device, Kind, Layout, Region
+from memfs.target.layout import Kind, Layout, Region
+from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
 from memfs.target.record import ProcessRecord, ThreadRecord
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
 
 _FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
+_SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
 _NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
 
@@ -186,7 +189,7 @@ class Freezing:
         copy = None
         copy_number = 0
         uses = self._known.uses
-        files: dict[tuple[Device, int], FileState] = {}
+        files: dict[ObjectKey, FileState] = {}
         if self._copy is not None:
             fork.settle(self._copy)
             copy, copy_number = identify(self._copy.pid), self._copy.inner_number
@@ -228,6 +231,11 @@ class Freezing:
         fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
         if fetched and (region.mapping.shared or self._request.copy_all):
             return Part(absent, Fate.ABSENT, "its pages come from a userfaultfd")
+        if region.served and (region.mapping.shared or self._request.copy_all):
+            # To copy it while the process stands still would let its server decide for how long.
+            if self._request.copy_all:
+                return Part(absent, Fate.ABSENT, _SERVED)
+            return Part(region, Fate.LIVE, _SERVED)
         if self._request.copy_all:
             return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
         if use is None:
@@ -273,7 +281,7 @@ def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
     """What a copy without a fork must hold besides."""
     for region in layout.regions:
         fetched = any(region.span.clip(fetched) for fetched in known.fetched)
-        if region.has_file and not fetched and not region.mapping.shared:
+        if region.has_file and not region.served and not fetched and not region.mapping.shared:
             yield Wanted(region, "fork is not possible")
 
 
@@ -314,23 +322,30 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     )
 
 
-def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[tuple[Device, int], FileState]:
+def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[ObjectKey, FileState]:
     """How the files are that private mappings show: what the process did not write comes from them.
 
     One that was written about when the snapshot was taken is left out: no one knows which came first.
     """
-    states: dict[tuple[Device, int], FileState] = {}
-    for region in layout.regions:
-        key = (region.mapping.device, region.mapping.inode)
-        if region.kind is Kind.PRIVATE_FILE and key not in states:
-            try:
-                fd = space.open_backing(region.mapping)
-            except OSError:
-                continue
-            try:
-                found = os.fstat(fd)
-            finally:
-                os.close(fd)
-            if found.st_mtime_ns < taken_ns - _FILE_CLOCK_NS:
-                states[key] = FileState(found.st_mtime_ns, found.st_size)
+    states: dict[ObjectKey, FileState] = {}
+    with contextlib.closing(ServedFiles(space)) as served:
+        for region in layout.regions:
+            key = object_key(region.mapping)
+            if region.kind is Kind.PRIVATE_FILE and key not in states:
+                with contextlib.suppress(OSError, RangeUnmapped):
+                    state = _state_of(region, space, served)
+                    if state.mtime_ns < taken_ns - _FILE_CLOCK_NS:
+                        states[key] = state
     return states
+
+
+def _state_of(region: Region, space: AddressSpace, served: ServedFiles) -> FileState:
+    if region.served:
+        known = served.look(region)
+        return FileState(known.mtime_ns, known.size_bytes)
+    fd = space.open_backing(region.mapping)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return FileState(found.st_mtime_ns, found.st_size)

@@ -14,6 +14,7 @@ from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import FileState
 from memfs.target.layout import Layout, Region
+from memfs.target.origins import object_key
 from memfs.target.space import Space, unmapped
 
 if TYPE_CHECKING:
@@ -85,11 +86,21 @@ class FrozenSpace(Space):
             raise unmapped(mapping.span.start)
         return self._copy.open_backing(mapping)
 
-    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+    @property
+    def objects_pid(self) -> int:
+        if self._copy is None:
+            raise RangeUnmapped(f"nothing but copies is left of process {self.identity.pid}")
+        return self._copy.objects_pid
+
+    def ensure_shows(self, mapping: Mapping) -> None:
+        if self._copy is not None:
+            self._copy.ensure_shows(mapping)
+
+    def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         if mapping.shared:
             return
-        known = self._frozen.files.get((mapping.device, mapping.inode))
-        if known != FileState(backing.st_mtime_ns, backing.st_size):
+        known = self._frozen.files.get(object_key(mapping))
+        if known != FileState(mtime_ns, size_bytes):
             path = mapping.path.decode(errors="backslashreplace")
             raise RangeUnmapped(f"{path} was written since process {self.identity.pid} was frozen")
 

@@ -27,7 +27,7 @@ from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Request
 from memfs.snapshot.workers import Workers
 from memfs.target.identity import Identity, identify
-from memfs.target.layout import Device
+from memfs.target.origins import Device
 
 MOST_OF_A_PROCESS = 16
 MOST_IN_ALL = 64

@@ -8,7 +8,8 @@ import attrs
 from memfs.linux.procfs import MemoryUse, Stat, Status
 from memfs.linux.span import Span
 from memfs.target.identity import Identity
-from memfs.target.layout import Device, Region
+from memfs.target.layout import Region
+from memfs.target.origins import Device, ObjectKey
 from memfs.target.record import ProcessRecord, ThreadRecord
 
 DEFAULT_COPY_BYTES = 64 << 20
@@ -111,7 +112,7 @@ class Frozen:
         owner: its user and group, and how much memory it held.
         uses: what smaps says of each VMA of the copy, by its start address.
         fetched: where a userfaultfd supplied missing pages, which no one does now.
-        files: the mapped files, by device and inode number, as they were just after.
+        files: the mapped files, as they were just after.
     """
 
     identity: Identity
@@ -127,4 +128,4 @@ class Frozen:
     parts: tuple[Part, ...]
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
-    files: ReadOnlyDict[tuple[Device, int], FileState]
+    files: ReadOnlyDict[ObjectKey, FileState]

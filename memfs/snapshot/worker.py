@@ -7,6 +7,7 @@ of its channel: that comes when the snapshot is let go, and when the daemon ends
 import contextlib
 import functools
 import gc
+import logging
 import os
 import signal
 import socket
@@ -15,9 +16,8 @@ import traceback
 from collections.abc import Callable
 
 from memfs.errors import CannotFreeze, MemfsError, TargetExited
-from memfs.linux import ptrace
+from memfs.linux import ptrace, wire
 from memfs.linux.arch import this_architecture
-from memfs.snapshot import wire
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.reap import reap
 from memfs.snapshot.values import Reaping, Request
@@ -31,6 +31,7 @@ _LATER_S = 1.0
 
 def work(channel: socket.socket) -> None:
     """Serve one request, and hold the snapshot for as long as *channel* is open at the other end."""
+    logging.disable()  # the fork server has closed the log, and something else has its descriptor
     gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     ptrace.prepare_to_wait()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import attrs
 
 from memfs.errors import CannotFreeze, MemfsError, TargetBusy
-from memfs.snapshot import wire
+from memfs.linux import wire
 from memfs.snapshot.values import Frozen, Reaping, Request
 from memfs.target.identity import Identity
 

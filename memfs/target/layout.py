@@ -13,9 +13,7 @@ import attrs
 
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import Span
-
-Device = tuple[int, int]
-"""Major and minor number."""
+from memfs.target.origins import Device, Found, Origin
 
 
 class Kind(enum.Enum):
@@ -40,43 +38,45 @@ class Kind(enum.Enum):
 USER_END = 1 << 56
 """No user address on x86-64 or arm64 is above; vsyscall is."""
 
-_PLAIN_NAMES = frozenset((b"[heap]", b"[stack]", b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"))
-_NEVER_READABLE = (b"[vvar", b"[vsyscall]", b"/secretmem")
+_PLAIN_NAMES = frozenset((b"", b"[heap]", b"[stack]"))
+_NEVER_READABLE = (b"[vvar", b"[vsyscall]")
 _DEVICE_FLAGS = frozenset((b"io", b"pf"))
-_DEVICE_PLACES = (b"/dev/", b"/sys/", b"/proc/", b"/secretmem")
-_MEMORY_PLACES = (b"/dev/shm/", b"/dev/hugepages/", b"/dev/zero")
+_BY_FLAGS = (Origin.DEVICE, Origin.UNKNOWN, Origin.UNSEEN)
 
 
-def may_be_device(mapping: Mapping) -> bool:
+def needs_flags(mapping: Mapping, origin: Origin) -> bool:
     """Whether only the kernel's flags (smaps) can tell if *mapping* is memory that can be read."""
-    path = mapping.path
-    if path.startswith(b"[anon"):
-        return False
-    if not mapping.inode:
-        return path.startswith(b"[") and path not in _PLAIN_NAMES
-    return not path.startswith(b"/") or (
-        path.startswith(_DEVICE_PLACES) and not path.startswith(_MEMORY_PLACES)
-    )
+    if origin is Origin.NOTHING:
+        path = mapping.path
+        known = path in _PLAIN_NAMES or path == b"[vdso]" or path.startswith((b"[anon:", *_NEVER_READABLE))
+        return not known
+    return origin in _BY_FLAGS
 
 
-def kind_of(mapping: Mapping, flags: frozenset[bytes], own_device: Device | None = None) -> Kind:
-    """The kind of *mapping*. *flags* are those of smaps, needed where :func:`may_be_device`.
+def kind_of(
+    mapping: Mapping, origin: Origin, flags: frozenset[bytes], own_device: Device | None = None
+) -> Kind:
+    """The kind of *mapping*. *flags* are those of smaps, needed where :func:`needs_flags`.
+
+    A path counts only where the kernel alone can have written it: where nothing is mapped, and on the
+    internal mounts of hugetlbfs, whose files it names itself.
 
     A file of the mount itself, on *own_device*, can be mapped like any other; but we could read it
     only by asking ourselves, and wait for our own answer.
     """
     path = mapping.path
-    if mapping.inode and mapping.device == own_device:
+    if origin is Origin.NOTHING:
+        if path.startswith(_NEVER_READABLE) or mapping.span.end > USER_END or flags & _DEVICE_FLAGS:
+            return Kind.UNREADABLE
+        return Kind.OPAQUE if needs_flags(mapping, origin) or path == b"[vdso]" else Kind.ANONYMOUS
+    if mapping.device == own_device or origin is Origin.SECRET or flags & _DEVICE_FLAGS:
         return Kind.UNREADABLE
-    if path.startswith(_NEVER_READABLE) or flags & _DEVICE_FLAGS or mapping.span.end > USER_END:
-        return Kind.UNREADABLE
-    if path == b"[vdso]" or may_be_device(mapping):
+    if origin is Origin.DEVICE:
         return Kind.OPAQUE
     if mapping.shared:
-        return Kind.SHARED if mapping.inode else Kind.OPAQUE
-    if not mapping.inode or path == b"/dev/zero" or path.startswith(b"/anon_hugepage"):
-        return Kind.ANONYMOUS
-    return Kind.PRIVATE_FILE
+        return Kind.SHARED
+    anonymous = origin is Origin.ZERO or (origin is Origin.HUGE and path.startswith(b"/anon_hugepage"))
+    return Kind.ANONYMOUS if anonymous else Kind.PRIVATE_FILE
 
 
 _SAFE = bytes(
@@ -98,7 +98,7 @@ def label_of(mapping: Mapping) -> bytes:
     path = mapping.path.removesuffix(_DELETED)
     if not path:
         return b"anon"
-    if path.startswith(b"["):
+    if path.startswith(b"["):  # on shared anonymous memory too, which has a file
         name = path[1:].removesuffix(b"]")
         for prefix in (b"anon:", b"anon_shmem:"):
             if name.startswith(prefix):
@@ -133,10 +133,15 @@ def start_of(name: bytes) -> int | None:
 
 @attrs.frozen
 class Region:
-    """A mapping and its kind."""
+    """A mapping and its kind.
+
+    Attributes:
+        served: whether its file may be some other process's or machine's to give, which may never answer.
+    """
 
     mapping: Mapping
     kind: Kind
+    served: bool = False
 
     @property
     def span(self) -> Span:
@@ -179,13 +184,21 @@ class Layout:
 
 
 def make_layout(
-    mappings: tuple[Mapping, ...], flags: ReadOnlyDict[int, MemoryUse], own_device: Device | None = None
+    mappings: tuple[Mapping, ...],
+    origins: Found,
+    flags: ReadOnlyDict[int, MemoryUse],
+    own_device: Device | None = None,
 ) -> Layout:
-    """The layout of *mappings*; *flags* has an entry by start address for each possible device."""
+    """The layout of *mappings*; *flags* has an entry by start address where :func:`needs_flags`."""
     nothing: frozenset[bytes] = frozenset()
-    return Layout(
-        tuple(
-            Region(m, kind_of(m, use.flags if (use := flags.get(m.span.start)) else nothing, own_device))
-            for m in mappings
-        )
-    )
+    regions = []
+    for mapping in mappings:
+        origin = origins.of(mapping)
+        use = flags.get(mapping.span.start)
+        kind = kind_of(mapping, origin, use.flags if use else nothing, own_device)
+        regions.append(Region(mapping, kind, origin in _SERVED and kind in _FROM_FILES))
+    return Layout(tuple(regions))
+
+
+_SERVED = (Origin.SERVED, Origin.UNKNOWN)
+_FROM_FILES = (Kind.PRIVATE_FILE, Kind.SHARED)

@@ -12,7 +12,6 @@ PTRACE_MODE_ATTACH for mem; all at open.
 import contextlib
 import errno
 import os
-import stat as stat_module
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
@@ -28,7 +27,8 @@ from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
 from memfs.target.kept import Kept
-from memfs.target.layout import Device, Layout, make_layout, may_be_device
+from memfs.target.layout import Layout, make_layout, needs_flags
+from memfs.target.origins import Device, has_unique_numbers, origins
 from memfs.target.space import Space, unmapped
 
 _LONG_BYTES = 1 << 17
@@ -234,11 +234,12 @@ class AddressSpace(Space):
         return next(self.mappings_over(mapping.span, paths=True), mapping)
 
     def _classify(self, mappings: tuple[Mapping, ...]) -> Layout:
-        devices = tuple(m.span.start for m in mappings if may_be_device(m))
+        found = origins().find(self.identity.pid, mappings)
+        in_doubt = tuple(m.span.start for m in mappings if needs_flags(m, found.of(m)))
         uses: ReadOnlyDict[int, MemoryUse] = {}
-        if devices:
-            uses = self._read_flags(devices).uses
-        return make_layout(mappings, uses, self._own_device)
+        if in_doubt:
+            uses = self._read_flags(in_doubt).uses
+        return make_layout(mappings, found, uses, self._own_device)
 
     def use_of(self, start: int) -> MemoryUse | None:
         """What smaps says of the VMA that begins at *start*; None where there is none."""
@@ -342,25 +343,41 @@ class AddressSpace(Space):
     def open_backing(self, mapping: Mapping) -> int:
         """Open the object that *mapping* shows: a file, a memfd, shared memory. The caller closes it.
 
-        ``/proc/PID/map_files`` needs CAP_CHECKPOINT_RESTORE (Linux 5.9) or CAP_SYS_ADMIN; without,
-        the path does as well, where it still leads to the same inode.
+        Not for what is served by someone else: that open may never end.
 
         Raises:
             OSError: it cannot be had; then its pages are read through the address space.
+            MemfsError: as :meth:`ensure_shows`.
         """
-        map_files = f"/proc/{self.identity.pid}/map_files/{mapping.span}".encode()
-        for path, device in ((map_files, None), (mapping.path, mapping.device)):
-            with contextlib.suppress(OSError, ValueError):
-                fd = _open_object(path, mapping.inode, device)
-                try:
-                    self.ensure_same_program()
-                except BaseException:
-                    os.close(fd)
-                    raise
-                return fd
-        raise FileNotFoundError(errno.ENOENT, "the mapped object cannot be opened", mapping.path)
+        fd = origins().open(self.identity.pid, mapping)
+        try:
+            self.ensure_shows(mapping)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
-    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+    @property
+    def objects_pid(self) -> int:
+        return self.identity.pid
+
+    def ensure_shows(self, mapping: Mapping) -> None:
+        """Make sure that what was just opened or read by the pid is what this mm shows at *mapping*.
+
+        Where numbers are unique, an object that has the same is the same, while both are there. Else the
+        program must be the same, too.
+
+        Raises:
+            RangeUnmapped: it is mapped there no more.
+            TargetExited, TargetReplaced: it may be another program's.
+        """
+        now = next(self.mappings_over(mapping.span), None)
+        if now is None or not now.same_memory(mapping):
+            raise unmapped(mapping.span.start)
+        if not has_unique_numbers(mapping):
+            self.ensure_same_program()
+
+    def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         """A running process shows an object as it is."""
 
     def ensure_same_program(self) -> None:
@@ -382,28 +399,3 @@ def _try_to_watch(pid: int) -> ExecWatch | None:
         return ExecWatch(pid)
     except OSError:
         return None
-
-
-def _open_object(path: bytes, inode: int, device: tuple[int, int] | None) -> int:
-    """Open a regular file if it is the one with number *inode*, on *device* where that is given.
-
-    On btrfs and overlayfs stat(2) and maps name different devices, so a link that the kernel follows
-    for us is held to the inode alone. The first open is O_PATH, since opening a device or a FIFO to
-    look at it could do things.
-
-    Raises:
-        OSError: it is not there, not ours to read, or something else.
-    """
-    looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        found = os.fstat(looked_at)
-        place = (os.major(found.st_dev), os.minor(found.st_dev))
-        if not stat_module.S_ISREG(found.st_mode) or found.st_ino != inode or device not in (None, place):
-            raise FileNotFoundError(errno.ENOENT, "another file has its place")
-        again = f"/proc/self/fd/{looked_at}"
-        try:
-            return os.open(again, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-        except PermissionError:  # O_NOATIME is for the owner
-            return os.open(again, os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(looked_at)

@@ -115,9 +115,29 @@ class Space(abc.ABC):
             OSError: it cannot be had; then its pages are read through the address space.
         """
 
+    @property
     @abc.abstractmethod
-    def ensure_unchanged(self, mapping: Mapping, backing: os.stat_result) -> None:
+    def objects_pid(self) -> int:
+        """The process by whose map_files the mapped objects can be reached.
+
+        Raises:
+            RangeUnmapped: there is none.
+        """
+
+    @abc.abstractmethod
+    def ensure_shows(self, mapping: Mapping) -> None:
+        """Make sure that what was just opened or read by :attr:`objects_pid` is what *mapping* shows.
+
+        Raises:
+            RangeUnmapped: it is mapped there no more.
+            TargetExited, TargetReplaced: it may be another program's.
+        """
+
+    @abc.abstractmethod
+    def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         """Make sure that the object which *mapping* shows still has the bytes that it should show.
+
+        *mtime_ns* and *size_bytes* are what stat(2) tells of it now.
 
         Raises:
             RangeUnmapped: it has not.
@@ -131,23 +151,28 @@ class Space(abc.ABC):
         """The heap of brk(2): the first part of it, where mprotect has split it."""
         # It begins on the page behind the program's data, heap_start need not be on a page's start.
         found = self.layout_over(Span(self.stat.heap_start, self.stat.heap_start + PAGE_BYTES)).regions
-        return next((region for region in found if region.mapping.path == b"[heap]"), None)
+        return next((region for region in found if _is_named(region, b"[heap]")), None)
 
     def stack(self) -> Region | None:
         """The main thread's stack."""
         found = self.region_at(self.stat.stack_start)
-        return found if found is not None and found.mapping.path == b"[stack]" else None
+        return found if found is not None and _is_named(found, b"[stack]") else None
 
     def text(self) -> Region | None:
         """The first mapping of the executable that can be run."""
         found = self.region_at(self.stat.code_start)
-        return found if found is not None and found.mapping.inode else None
+        return found if found is not None and found.mapping.backed else None
 
     def end(self) -> int:
         """The end of the highest mapping in user space."""
         # Nothing but the vDSO and the like lies above the stack: few VMAs are looked at.
         above = self.mappings_over(Span(self.stat.stack_start, USER_END))
         return max((mapping.span.end for mapping in above), default=0) or self.layout().end
+
+
+def _is_named(region: Region, name: bytes) -> bool:
+    """Whether the kernel calls it so: what a file is called, its owner chooses."""
+    return region.mapping.path == name and not region.mapping.backed
 
 
 def unmapped(address: int) -> RangeUnmapped:

@@ -135,9 +135,10 @@ WHOLE = PAGES * PAGE_BYTES
 
 
 def mapped(path: bytes, *, offset: int = 0, access: Access = Access.READ) -> Mapping:
-    """A mapping as maps has it: only what is named like a file has an inode."""
-    inode = 0 if path in (b"", b"[heap]", b"[vdso]", b"[vvar]", b"[vsyscall]") else 7
-    return Mapping(Span(0x10000, 0x10000 + WHOLE), access, offset, (0, 1), inode, path)
+    """A mapping as maps has it: only what is named like a file has a device and an inode."""
+    backed = path not in (b"", b"[heap]", b"[vdso]", b"[vvar]", b"[vsyscall]")
+    device, inode = ((0, 1), 7) if backed else ((0, 0), 0)
+    return Mapping(Span(0x10000, 0x10000 + WHOLE), access, offset, device, inode, path)
 
 
 def never_asked() -> bool:
@@ -150,15 +151,23 @@ def of(
     filter_: CoreFilter,
     *,
     own: bool = False,
+    named: bool = True,
     program: Callable[[], bool] = never_asked,
     dax: bool = False,
 ) -> int:
-    return dumped_bytes(mapping, flags, filter_, has_own_pages=own, begins_program=program, dax=dax)
+    return dumped_bytes(
+        mapping,
+        flags,
+        filter_,
+        has_own_pages=own,
+        has_name=lambda: named,
+        begins_program=program,
+        dax=dax,
+    )
 
 
 ANONYMOUS, HEAP = mapped(b""), mapped(b"[heap]")
 FILE = mapped(b"/usr/lib/libc.so.6", offset=PAGE_BYTES)
-GONE = mapped(b"/tmp/x (deleted)")
 LARGE = mapped(b"/anon_hugepage (deleted)")
 DAX = mapped(b"/pmem/x")
 
@@ -169,12 +178,6 @@ DAX = mapped(b"/pmem/x")
         # "bit 0: Dump anonymous private mappings", and pages of files that were written to privately.
         (ANONYMOUS, PLAIN, True, CoreFilter.ANON_PRIVATE),
         (HEAP, PLAIN, True, CoreFilter.ANON_PRIVATE),
-        # "bit 1: Dump anonymous shared mappings": those whose file has no name.
-        (mapped(b"/dev/zero (deleted)"), SHARED, False, CoreFilter.ANON_SHARED),
-        (mapped(b"[anon_shmem:buffer]"), SHARED, False, CoreFilter.ANON_SHARED),
-        (mapped(b"/SYSV00000000 (deleted)"), SHARED, False, CoreFilter.ANON_SHARED),
-        (mapped(b"/memfd:x (deleted)"), SHARED, False, CoreFilter.ANON_SHARED),
-        (GONE, SHARED, False, CoreFilter.ANON_SHARED),
         # "bit 2: Dump file-backed private mappings".
         (FILE, PLAIN, False, CoreFilter.FILE_PRIVATE),
         (mapped(b"/tmp/x (deleted)", offset=PAGE_BYTES), PLAIN, False, CoreFilter.FILE_PRIVATE),
@@ -192,6 +195,20 @@ DAX = mapped(b"/pmem/x")
 def test_one_bit_decides(mapping: Mapping, flags: frozenset[bytes], own: bool, bit: CoreFilter) -> None:
     assert of(mapping, flags, bit, own=own) == WHOLE
     assert of(mapping, flags, ALL & ~bit, own=own, program=lambda: False) == 0
+
+
+# "bit 1: Dump anonymous shared mappings": those whose file has no name, whatever maps prints for one.
+@pytest.mark.parametrize("path", [b"/dev/zero (deleted)", b"[anon_shmem:buffer]", b"/tmp/x", b"/x (deleted)"])
+def test_a_shared_file_without_a_name_is_anonymous_memory(path: bytes) -> None:
+    assert of(mapped(path), SHARED, CoreFilter.ANON_SHARED, named=False) == WHOLE
+    assert of(mapped(path), SHARED, ALL & ~CoreFilter.ANON_SHARED, named=False) == 0
+    assert of(mapped(path), SHARED, CoreFilter.ANON_SHARED, named=True) == 0
+
+
+@pytest.mark.parametrize("path", [b"[vdso]", b"[vvar]", b"[vsyscall]"])
+def test_a_file_that_is_called_like_the_vdso_is_a_file(path: bytes) -> None:
+    called_so = Mapping(Span(0x10000, 0x20000), Access.READ, 0, (8, 1), 7, path)
+    assert of(called_so, PLAIN, NONE) == 0
 
 
 @pytest.mark.parametrize(

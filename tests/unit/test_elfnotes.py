@@ -216,7 +216,7 @@ def test_without_the_main_thread_the_others_keep_their_order(tmp_path: Path) -> 
 
 @given(st.lists(mappings, max_size=8))
 def test_every_mapping_of_a_file_is_listed_with_its_path_as_maps_has_it(mappings: list[Mapping]) -> None:
-    files = [mapping for mapping in mappings if mapping.inode]
+    files = [mapping for mapping in mappings if mapping.backed]
     listed = described(read_notes(pack_notes(PROCESS, [thread(4711)], mappings)), "NT_FILE")
     assert listed["page_size"] == PAGE_BYTES
     assert [

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -17,12 +18,19 @@ FIXED = (Name.ROOT, Name.BY_NAME, Name.SELF)
 OF_PROCESS = tuple(name for name in Name if name not in (*FIXED, Name.COMM))
 
 identities = st.builds(Identity, pid=st.integers(1, 50), start_ticks=st.integers(1, 3))
-addresses = st.integers(0, (1 << 44) - 1).map(lambda page: page * PAGE_BYTES)
+pages = st.integers(0, (1 << 44) - 1)
 nodes: st.SearchStrategy[Node] = st.one_of(
     st.builds(Fixed, st.sampled_from(FIXED)),
     st.builds(CommDir, st.binary(min_size=1, max_size=15)),
     st.builds(ProcessNode, identities, st.sampled_from(OF_PROCESS)),
-    st.builds(VmaNode, identities, addresses, addresses),
+    st.builds(
+        lambda owner, one, other: VmaNode(
+            owner, PAGE_BYTES * min(one, other), PAGE_BYTES * (max(one, other) + 1)
+        ),
+        identities,
+        pages,
+        pages,
+    ),
 )
 
 
@@ -80,6 +88,71 @@ def test_a_vma_with_another_end_is_another_file_and_both_are_found_again() -> No
     assert len(set(numbers)) == len(nodes)
     assert [inodes.number_of(node) for node in nodes] == numbers
     assert [inodes.node_of(number) for number in numbers] == nodes
+
+
+def test_above_2_to_the_47_what_the_number_has_no_room_for_counts_too() -> None:
+    owner = Identity(1, 1)
+    inodes = Inodes(lambda: {owner})
+    starts = [0x1000 + (above << 47) for above in range(16)]
+    nodes = [VmaNode(owner, start, start + 0x1000) for start in starts]
+    numbers = [inodes.number_of(node) for node in nodes]
+    assert len(set(numbers)) == len(nodes)
+    assert [inodes.node_of(number) for number in numbers] == nodes
+
+
+LISTED = 3_000
+
+
+def listed(inodes: Inodes, owner: Identity, first: int, length: int = 1) -> list[int]:
+    """The numbers of LISTED VMAs of *length* pages, as in a listing."""
+    inodes.expect_vmas(owner, LISTED)
+    pages = range(first, first + LISTED * length, length)
+    return [
+        inodes.number_of(VmaNode(owner, page * PAGE_BYTES, (page + length) * PAGE_BYTES)) for page in pages
+    ]
+
+
+def test_what_is_listed_again_and_again_keeps_its_number() -> None:
+    owner = Identity(1, 1)
+    inodes = Inodes(lambda: {owner})
+    numbers = listed(inodes, owner, 0)
+    for round_ in range(1, 20):
+        listed(inodes, owner, round_ * LISTED)  # others come and go meanwhile
+        assert listed(inodes, owner, 0) == numbers
+    assert inodes.node_of(numbers[-1]) == VmaNode(owner, (LISTED - 1) * PAGE_BYTES, LISTED * PAGE_BYTES)
+
+
+def test_what_is_gone_leads_nowhere_and_its_number_stands_for_nothing_else() -> None:
+    owner = Identity(1, 1)
+    inodes = Inodes(lambda: {owner})
+    seen: dict[int, tuple[int, int]] = {}
+    for round_ in range(12):
+        length = 1 + round_ % 3  # at the same places, with other lengths
+        for index, number in enumerate(listed(inodes, owner, 0, length)):
+            place = index * length, length
+            assert seen.setdefault(number, place) == place
+    for number, (page, length) in seen.items():
+        try:
+            found = inodes.node_of(number)
+        except NoSuchEntry:
+            continue
+        assert found == VmaNode(owner, page * PAGE_BYTES, (page + length) * PAGE_BYTES)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_process_that_maps_at_ever_new_addresses_takes_no_more_room(moves: bool) -> None:
+    owner = Identity(1, 1)
+    inodes = Inodes(lambda: {owner})
+    tracemalloc.start()
+    try:
+        for round_ in range(40):
+            listed(inodes, owner, round_ * LISTED if moves else 0, 1 if moves else round_ + 1)
+            # Two tables of twice as many as are listed, and as many more as one listing: an entry takes 36
+            # bytes for itself, 40 for its key and up to 70 of the table, and a list of 100 bytes where
+            # several share a place.
+            assert tracemalloc.get_traced_memory()[0] < 5 * LISTED * 250
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture
