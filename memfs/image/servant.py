@@ -131,11 +131,14 @@ class _Servant:
             fd = self._open(look)
         except OSError:
             # A FUSE server of a user's need not let root in. His process may read it; and unlike a read
-            # of /proc/PID/mem this call lets go of the lock of its memory map while it waits.
-            data = bytearray(part.size)
-            if read_process(look.pid, (part.address, memoryview(data))) < part.size:
+            # of /proc/PID/mem this call lets go of the lock of its memory map while it waits. But it
+            # follows the pid, to another program too: so what it has read is thrown away.
+            if read_process(look.pid, (part.address, memoryview(bytearray(part.size)))) < part.size:
                 raise OSError(errno.EFAULT, "it is behind the end of the file") from None
-            return bytes(data)
+            data = _read(memory, part.address, part.size)
+            if len(data) < part.size:
+                raise OSError(errno.EFAULT, "the address space is gone") from None
+            return data
         return _read_file(fd, part.address - look.mapping.span.start + look.mapping.offset, part.size)
 
     def _open(self, look: Look) -> int:

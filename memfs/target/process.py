@@ -27,7 +27,7 @@ from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle
 from memfs.target.kept import Kept
-from memfs.target.layout import Layout, make_layout, needs_flags
+from memfs.target.layout import USER_END, Layout, make_layout, needs_flags
 from memfs.target.origins import Device, has_unique_numbers, origins
 from memfs.target.space import Space, unmapped
 
@@ -383,15 +383,31 @@ class AddressSpace(Space):
     def ensure_same_program(self) -> None:
         """Make sure that what was just done by the pid was done to this mm, as far as can be told.
 
-        Without a watch the answer rests on what the process itself can set (prctl(2), PR_SET_MM).
+        Without a watch the answer rests on the addresses above the stack, where the kernel maps the vDSO anew
+        with each exec. A process can set those that stat tells (PR_SET_MM, prctl(2)), and move its own vDSO;
+        but it cannot know where that of a set-uid program will be, whose addresses are always random.
 
         Raises:
             TargetExited, TargetReplaced: it may have been done to another program.
         """
         next(self.mappings_over(Span(0, 1)), None)
         same = self._process.ensure_same().same_program(self.stat)
-        if not same or (self.is_watched and self.has_changed):
+        if not same or (self.has_changed if self.is_watched else not self._is_as_high()):
             raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
+
+    def _is_as_high(self) -> bool:
+        """Whether what the pid maps above its stack now is what this mm has there."""
+        try:
+            now = AddressSpace(self.identity, self._flags, memory=False)
+        except AccessDenied:
+            return False
+        with now:
+            above = Span(now.stat.stack_start, USER_END)
+            theirs, ours = (
+                [found for found in space.mappings_over(above, paths=True) if found.span.start > above.start]
+                for space in (now, self)
+            )
+            return theirs == ours
 
 
 def _try_to_watch(pid: int) -> ExecWatch | None:
