@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from memfs.linux import procfs
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 0.5
 """How long a request goes on after a signal that does not kill; most are answered long before."""
+_TRAP_S = 0.02
+"""How long a read goes on that its tracer wants to stop."""
 _UNKNOWN_S = 0.1
 """How long INTERRUPT may overtake the request that it is about: another thread may still be parsing it."""
 
@@ -35,14 +38,26 @@ _PATIENT = _mask(
 )  # fmt: skip
 
 
+class Waiting(NamedTuple):
+    """Who waits for a request.
+
+    Attributes:
+        caller: its thread; 0 where it is not known.
+        reads: whether it reads: a tracer that stops it can have it enter such a call again after EINTR.
+    """
+
+    caller: int
+    reads: bool
+
+
 class Interrupts:
     """The requests that were interrupted and have no reply yet."""
 
-    def __init__(self, find_caller: Callable[[int], int | None], end: Callable[[int], None]) -> None:
+    def __init__(self, find_caller: Callable[[int], Waiting | None], end: Callable[[int], None]) -> None:
         """Watch over requests, by their number.
 
         Args:
-            find_caller: the thread that waits for a request, 0 where it is not known; None where none waits.
+            find_caller: tells who waits for a request; None where none does.
             end: answers a request with EINTR.
         """
         self._find_caller = find_caller
@@ -68,11 +83,11 @@ class Interrupts:
         with self._lock:
             since = list(self._since.items())
         for unique, begun in since:
-            caller = self._find_caller(unique)
-            if caller is None:
+            waiting = self._find_caller(unique)
+            if waiting is None:
                 done = now - begun >= _UNKNOWN_S
             else:
-                done = _must_end(caller, now - begun)
+                done = _must_end(waiting, now - begun)
                 if done:
                     log.debug("request %d is interrupted", unique)
                     self._end(unique)
@@ -81,13 +96,15 @@ class Interrupts:
                     del self._since[unique]
 
 
-def _must_end(caller: int, waited_s: float) -> bool:
-    """Whether thread *caller*, which was interrupted *waited_s* ago, is to wait no longer."""
+def _must_end(waiting: Waiting, waited_s: float) -> bool:
+    """Whether a thread that was interrupted *waited_s* ago is to wait no longer."""
     try:
-        status = procfs.read_thread_status(caller, caller)
+        status = procfs.read_thread_status(waiting.caller, waiting.caller)
     except (OSError, KeyError):  # it is in another pid namespace, or hidden (hidepid, proc(5))
         return waited_s >= _GRACE_S
     if status.pending & _KILL:
         return True
-    waiting = (status.pending | status.shared_pending) & ~status.blocked
-    return waited_s >= _GRACE_S and bool(waiting & ~_PATIENT)
+    if waiting.reads and status.tracer and waited_s >= _TRAP_S:  # it is to stop, for a snapshot say
+        return True
+    pending = (status.pending | status.shared_pending) & ~status.blocked
+    return waited_s >= _GRACE_S and bool(pending & ~_PATIENT)

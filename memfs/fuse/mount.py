@@ -28,7 +28,7 @@ from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
 from memfs.snapshot.registry import Snapshots
-from memfs.target.origins import Device
+from memfs.target.origins import Device, origins
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def _mount_and_serve(
     snapshots: Snapshots,
     server: ForkServer,
 ) -> None:
+    origins()  # learns what kernel and mounts have, before anybody asks
     handles = Handles()
     tree = Tree(snapshots, full_cores=options.full_cores)
     backings = Backings(wanted=options.passthrough)

@@ -24,7 +24,7 @@ from memfs.fuse import frames
 from memfs.fuse.ahead import LookAhead, Trace
 from memfs.fuse.cache import CacheDropper
 from memfs.fuse.handles import Handles, OpenFile
-from memfs.fuse.interrupts import Interrupts
+from memfs.fuse.interrupts import Interrupts, Waiting
 from memfs.fuse.lanes import Lane, Ticket
 from memfs.fuse.names import USER_XATTRS
 from memfs.fuse.options import SpliceMode
@@ -111,15 +111,16 @@ class DataPlane:
         if self.handles.lanes.enter(ticket):
             self._take_server().start(ticket)
 
-    def _find_caller(self, unique: int) -> int | None:
-        """The thread that waits for a request; 0 where it is not known, None where none waits."""
+    def _find_caller(self, unique: int) -> Waiting | None:
+        """Who waits for a request; None where none does."""
         ticket = self.handles.lanes.find(unique)
         if ticket is not None:
-            return ticket.caller
+            return Waiting(ticket.caller, reads=True)
         for server in list(self._servers):
             if server.unique == unique:
-                return server.caller
-        return self.switch.find_caller(unique)
+                return Waiting(server.caller, reads=True)
+        caller = self.switch.find_caller(unique)
+        return None if caller is None else Waiting(caller, reads=False)
 
     def _interrupt(self, unique: int) -> None:
         """Answer a request with EINTR, wherever it is."""

@@ -261,6 +261,22 @@ def read_pending(tid: int) -> int:
     return pending
 
 
+_PEEK_SHARED = 1  # PTRACE_PEEKSIGINFO_SHARED
+_CHILD_INFO = struct.Struct("=3i4xi")  # siginfo_t of SIGCHLD: si_signo si_errno si_code si_pid
+
+
+def read_pending_children(tid: int) -> set[int]:
+    """The children of whose end the process of a stopped thread has not been told yet: SIGCHLD waits.
+
+    Their numbers are those that the process knows them by.
+    """
+    infos = ctypes.create_string_buffer(_SIGINFO_BYTES * _MOST_PEEKED)
+    arguments = _PeekArguments(0, _PEEK_SHARED, _MOST_PEEKED)
+    count = _ptrace(_Request.PEEKSIGINFO, tid, ctypes.addressof(arguments), ctypes.addressof(infos))
+    found = (_CHILD_INFO.unpack_from(infos, index * _SIGINFO_BYTES) for index in range(count))
+    return {child for number, _, _, child in found if number == signal.SIGCHLD}
+
+
 _RSEQ_CONFIGURATION = struct.Struct("=QIIII")  # struct ptrace_rseq_configuration
 _DISPATCH_CONFIG = struct.Struct("=4Q")  # struct ptrace_sud_config
 

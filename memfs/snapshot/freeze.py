@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
-from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited
+from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
-from memfs.snapshot.reap import reap
+from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
@@ -96,16 +96,24 @@ class Freezing:
             return True
         if stopped.keeps:
             stopped.release()
-        if self._copy is not None:
-            self._copy.end()
-            stopped.unreaped.append(self._copy.inner_number)
-            self._copy = None
+        copy, self._copy = self._copy, None
+        if copy is not None and not (self._has_run_exec() and self._end_quietly(copy)):
+            copy.end()
+            stopped.unreaped.append(copy.inner_number)
         while not stopped.keeps and stopped.unreaped:
             reaping = Reaping(self._request.identity, stopped.unreaped[-1])
             if not reap(reaping, self._handle, self._architecture, self._looks):
                 return False
             stopped.unreaped.pop()
         return not stopped.keeps
+
+    def _has_run_exec(self) -> bool:
+        """Whether the process may have, since it was frozen."""
+        return not self._space.is_watched or self._space.has_changed
+
+    def _end_quietly(self, copy: Tracee) -> bool:
+        reaping = Reaping(self._request.identity, copy.inner_number)
+        return end_quietly(copy, reaping, self._handle, self._architecture, self._looks)
 
     def _prepare(self) -> None:
         request = self._request
@@ -195,6 +203,11 @@ class Freezing:
             copy, copy_number = identify(self._copy.pid), self._copy.inner_number
             uses = self._flags.pin(copy).uses
             with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
+                if not set(space.maps_text().splitlines()) <= set(self._maps_text.splitlines()):
+                    raise TargetStuck(
+                        f"memory of process {self._pid} was mapped while all its threads stood still",
+                        "another process shares its memory and goes on: take a snapshot of that one",
+                    )
                 files = _file_states(space, self._layout, self._taken_ns)
         return Frozen(
             identity=self._request.identity,

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from memfs.errors import MemfsError
 from memfs.linux import procfs
@@ -18,7 +19,7 @@ from memfs.target.callsite import find_call_address
 from memfs.target.identity import ProcessHandle
 from memfs.target.injection import Diverted
 from memfs.target.stopped import StoppedProcess
-from memfs.target.tracee import Killed
+from memfs.target.tracee import Killed, Tracee
 
 _STOP_S = 0.05
 _STEP_S = 1.0
@@ -30,29 +31,50 @@ def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, l
     The child has ended, so its number cannot come to mean another one before it is reaped.
     """
     for tid in _thread_ids(reaping.identity.pid):
-        # A thread that does not stop in time cannot be let go but by the end of the thread that seized it.
-        done: list[bool] = []
-        attempt = functools.partial(_reap_by, tid, reaping, process, architecture, looks)
-        tracer = threading.Thread(target=lambda attempt=attempt, done=done: done.append(attempt()))
-        tracer.start()
-        tracer.join()
-        if done == [True]:
+        if _in_a_thread(functools.partial(_reap_by, tid, None, reaping, process, architecture, looks)):
             return True
     return process.exited  # then it goes to init, as every orphan does
 
 
-def _reap_by(
-    tid: int, reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks
+def end_quietly(
+    copy: Tracee, reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks
 ) -> bool:
+    """End *copy*, a child of the process, and reap it, while all threads of that stand still.
+
+    So the process is not told by a SIGCHLD. Returns whether it came to that; if not, the copy may have ended.
+    """
+    return _in_a_thread(functools.partial(_reap_by, None, copy, reaping, process, architecture, looks))
+
+
+def _in_a_thread(attempt: Callable[[], bool]) -> bool:
+    """Run *attempt*: a thread that it cannot stop in time is let go by the end of the one that seized it."""
+    done: list[bool] = []
+    tracer = threading.Thread(target=lambda: done.append(attempt()))
+    tracer.start()
+    tracer.join()
+    return done == [True]
+
+
+def _reap_by(
+    only: int | None,
+    copy: Tracee | None,
+    reaping: Reaping,
+    process: ProcessHandle,
+    architecture: Architecture,
+    looks: BoundedLooks,
+) -> bool:
+    """Stop a process, or *only* one thread of it, end *copy* if there is one, and have it reaped."""
     stopped = StoppedProcess(reaping.identity.pid, architecture, time.monotonic() + _STOP_S)
     try:
         process.ensure_same()
-        stopped.stop(tid)
+        stopped.stop(only)
         process.ensure_same()
-        fork.choose_thread(stopped)
-        area = restartable.read_area(tid)
-        call_address = looks.run(functools.partial(_find_call, stopped, tid, area), _STEP_S)
-        fork.reap_child(stopped, fork.Means(tid, call_address, _STEP_S), reaping.number)
+        thread = fork.choose_thread(stopped)
+        area = restartable.read_area(thread)
+        call_address = looks.run(functools.partial(_find_call, stopped, thread, area), _STEP_S)
+        if copy is not None:
+            copy.end()
+        fork.reap_child(stopped, fork.Means(thread, call_address, _STEP_S), reaping.number)
     except ChildProcessError:
         return True
     except (MemfsError, OSError, Killed, Diverted):

@@ -12,12 +12,13 @@ and the target, stopped again for the blink of one call, reaps it.
 import contextlib
 import errno
 import os
+import signal
 from collections.abc import Iterator
 
 import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import procfs
+from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.target.injection import Diverted, Injection
@@ -128,10 +129,15 @@ def _close_to_others(injection: Injection) -> None:
 def reap_child(stopped: StoppedProcess, means: Means, number: int) -> None:
     """Have *stopped* take the status of its child that has ended; *number* is how it sees it.
 
+    Where it has run exec since the child was born, the kernel has sent it a SIGCHLD, whatever the child was
+    to send (``do_notify_parent``, kernel/signal.c). If all threads stood still then, no one is told of it.
+
     Raises:
         OSError, Killed, Diverted, TimeoutError: it could not.
     """
     with _running(stopped, means, Option.NONE) as injection:
+        if number in ptrace.read_pending_children(means.thread):
+            injection.swallow(signal.SIGCHLD)
         injection.call(Call.WAIT4, number, 0, os.WNOHANG | WAIT_ALL, 0)
 
 

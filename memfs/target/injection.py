@@ -78,6 +78,7 @@ class Injection:
         self._call_address = call_address
         self._patience_s = patience_s
         self._stopped_late = False
+        self._swallowed: int | None = None
         self._between_calls = True
         self._runs = False
         self._deferred: list[tuple[Call, tuple[int, ...]]] = []
@@ -101,6 +102,12 @@ class Injection:
         return Injection(
             tid, registers, self._architecture, self._call_address, self._patience_s, extra=extra
         )
+
+    def swallow(self, number: signal.Signals) -> None:
+        """Have the thread take signal *number*, which waits for it or its process, and nothing come of it."""
+        self._swallowed = number
+        with _killed_if_gone():
+            ptrace.set_signal_mask(self.tid, _ALL_SIGNALS & ~(1 << number - 1))
 
     def defer(self, call: Call, *arguments: int) -> None:
         """Have *call* run before the thread gets its registers back, whatever happens until then.
@@ -271,6 +278,9 @@ class Injection:
                 raise Killed
             if status.event == Event.SIGNAL and status.signal == signal.SIGSTOP:
                 self._stopped_late = True
+            elif status.event == Event.SIGNAL and status.signal == self._swallowed:
+                self._swallowed = None
+                ptrace.set_signal_mask(self.tid, _ALL_SIGNALS)
             else:
                 yield status
             if time.monotonic() > deadline:

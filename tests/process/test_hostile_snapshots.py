@@ -229,6 +229,43 @@ def test_a_process_that_goes_while_it_is_frozen_is_a_snapshot_or_an_error(how: s
                 program.wait(HANG_S)
 
 
+_COUNTS_ITS_CHILDREN = """
+import os, signal, sys
+told = []
+if len(sys.argv) == 2:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[1], "again"])
+signal.signal(signal.SIGCHLD, lambda *_: told.append(1))
+print("execed", flush=True)
+for line in sys.stdin:
+    if line == "fork\\n":
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    print(len(told), flush=True)
+"""
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_program_that_was_execed_since_hears_nothing_of_the_end_of_the_copies(copies: int) -> None:
+    """The kernel makes a SIGCHLD of it then, whatever exit signal the copy has."""
+    with _program(_COUNTS_ITS_CHILDREN, _COUNTS_ITS_CHILDREN) as program:
+        children = children_of(program.pid)
+        with snapshots() as registry:
+            for number in range(copies):
+                _take(registry, program.pid, b"%d" % number)
+            assert _answers(program) == b"execed\n"
+            for number in range(copies):
+                registry.remove(identify(program.pid), b"%d" % number)
+            assert _answers(program) == b"0\n"
+        assert program.stdin is not None
+        program.stdin.write(b"fork")
+        assert _answers(program) == b"1\n"  # its own children it hears of
+        assert children_of(program.pid) == children
+
+
 _SECCOMP = """
 import ctypes, struct, sys
 # What a snapshot calls gets ACTION, all else is allowed (<linux/filter.h>, <linux/seccomp.h>).
