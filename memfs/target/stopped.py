@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
@@ -21,6 +22,7 @@ from memfs.linux.ptrace import Event, RegisterSet, Status
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
+_DEATH_S = 1.0
 _ENDED = frozenset((b"Z", b"X", b"x"))
 _STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 
@@ -162,6 +164,7 @@ class StoppedProcess:
             with contextlib.suppress(TargetStuck):
                 self._await_stop(tid)
         kept = {tid: found for tid, found in self.registers.items() if tid in self._kept}
+        killed = []
         for tid, registers in self.registers.items():
             if tid in kept:
                 continue
@@ -171,8 +174,20 @@ class StoppedProcess:
                     ptrace.set_registers(tid, registers)
                 ptrace.detach(tid)
             except ProcessLookupError:
-                continue  # killed meanwhile
+                killed.append(tid)
         self.registers = kept
+        self._await_ends(killed)
+
+    def _await_ends(self, killed: list[int]) -> None:
+        """Take the ends of threads that were killed meanwhile: till then their parent is not told of them.
+
+        That of the main thread comes last.
+        """
+        deadline = time.monotonic() + _DEATH_S
+        for tid in sorted(killed, key=lambda tid: tid == self.pid):
+            with contextlib.suppress(ChildProcessError, TimeoutError):
+                while ptrace.wait(tid, deadline).alive:
+                    pass
 
     def _has_signal(self, tid: int) -> bool:
         """Whether a signal is about to be delivered: then EINTR is what the thread must see."""
