@@ -217,6 +217,7 @@ class Stat:
         address_bytes: size of the address space; 0 where there is none (any more).
         code_start, stack_start, heap_start: addresses that exec chooses anew, as much at random as
             the machine is set to; 0 without ptrace access.
+        exit_signal: what its parent is sent when it ends; 0 for nothing.
     """
 
     pid: int
@@ -232,6 +233,7 @@ class Stat:
     code_start: int
     stack_start: int
     heap_start: int
+    exit_signal: int
 
     @property
     def has_memory(self) -> bool:
@@ -273,6 +275,7 @@ def parse_stat(text: bytes) -> Stat:
         code_start=int(fields[23]),
         stack_start=int(fields[25]),
         heap_start=int(fields[44]),
+        exit_signal=int(fields[35]),
     )
 
 

@@ -89,6 +89,10 @@ class Freezing:
         self._aside.close()
         return frozen, self._aside.fd
 
+    def take_ends(self) -> bool:
+        """Take the ends of threads that were killed while they stood still; returns whether none is left."""
+        return self._stopped is None or self._stopped.take_ends()
+
     def let_go(self) -> bool:
         """Take the copy back; returns whether nothing of it is left, and no thread is still to be let go."""
         stopped = self._stopped

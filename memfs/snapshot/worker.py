@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -49,7 +50,7 @@ def work(channel: socket.socket) -> None:
         frozen, aside = freezing.run()
         wire.send(channel, frozen, [aside])
         os.close(aside)
-        _await_end(channel)
+        _await_end(channel, freezing)
     except ConnectionError:
         pass
     except MemfsError as error:
@@ -68,7 +69,11 @@ def _report(channel: socket.socket, error: MemfsError) -> None:
         wire.send(channel, error)
 
 
-def _await_end(channel: socket.socket) -> None:
+def _await_end(channel: socket.socket, freezing: Freezing) -> None:
+    """Wait for the end of *channel*. A thread that was killed at the last moment may not have ended yet."""
+    while not freezing.take_ends():
+        if select.select([channel], [], [], _REAP_PAUSE_S)[0]:
+            break
     while channel.recv(1):
         pass
 

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import signal
-import time
 from collections.abc import Callable
 
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
@@ -22,7 +21,6 @@ from memfs.linux.ptrace import Event, RegisterSet, Status
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
-_DEATH_S = 1.0
 _ENDED = frozenset((b"Z", b"X", b"x"))
 _STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 
@@ -44,6 +42,7 @@ class StoppedProcess:
         self._stop_signals: dict[int, int] = {}
         self._kept: dict[int, Callable[[int], None]] = {}
         self._stopping: set[int] = set()
+        self._seized: set[int] = set()
         self._deadline = deadline
 
     # Stopping
@@ -75,6 +74,7 @@ class StoppedProcess:
         """Begin to stop a thread; False where it has ended."""
         try:
             ptrace.seize(tid)
+            self._seized.add(tid)
             self._stopping.add(tid)
             ptrace.interrupt(tid)
         except ProcessLookupError:
@@ -91,6 +91,8 @@ class StoppedProcess:
             return False
         if status.state in _ENDED:
             return False
+        if status.tracer and _is_copy(self.pid, status.tracer):
+            raise TargetExited(f"process {self.pid} is a frozen copy of another one")
         if status.tracer:
             raise TargetStuck(
                 f"process {self.pid} is traced by process {status.tracer} already",
@@ -164,7 +166,6 @@ class StoppedProcess:
             with contextlib.suppress(TargetStuck):
                 self._await_stop(tid)
         kept = {tid: found for tid, found in self.registers.items() if tid in self._kept}
-        killed = []
         for tid, registers in self.registers.items():
             if tid in kept:
                 continue
@@ -174,20 +175,24 @@ class StoppedProcess:
                     ptrace.set_registers(tid, registers)
                 ptrace.detach(tid)
             except ProcessLookupError:
-                killed.append(tid)
+                continue  # killed meanwhile
         self.registers = kept
-        self._await_ends(killed)
+        self.take_ends()
 
-    def _await_ends(self, killed: list[int]) -> None:
-        """Take the ends of threads that were killed meanwhile: till then their parent is not told of them.
+    def take_ends(self) -> bool:
+        """Take the ends of threads that were killed while they were traced; returns whether none is left.
 
-        That of the main thread comes last.
+        Until then nobody else is told of them. That of the main thread can be taken only after all others.
         """
-        deadline = time.monotonic() + _DEATH_S
-        for tid in sorted(killed, key=lambda tid: tid == self.pid):
-            with contextlib.suppress(ChildProcessError, TimeoutError):
-                while ptrace.wait(tid, deadline).alive:
-                    pass
+        for tid in sorted(self._seized - self._kept.keys() - self._stopping, key=lambda tid: tid == self.pid):
+            with contextlib.suppress(TimeoutError):
+                try:
+                    while ptrace.wait(tid, 0.0).alive:
+                        pass
+                except ChildProcessError:
+                    pass  # it was let go
+                self._seized.discard(tid)
+        return self._seized <= self._kept.keys() | self._stopping
 
     def _has_signal(self, tid: int) -> bool:
         """Whether a signal is about to be delivered: then EINTR is what the thread must see."""
@@ -196,6 +201,17 @@ class StoppedProcess:
         except (FileNotFoundError, ProcessLookupError):
             return True
         return bool((status.pending | status.shared_pending) & ~status.blocked)
+
+
+def _is_copy(pid: int, tracer: int) -> bool:
+    """Whether *pid* is a frozen copy that another worker of the same mount holds, or is just making.
+
+    Such a worker has the parent that we have, and a copy no exit signal.
+    """
+    try:
+        return procfs.read_stat(tracer).parent == os.getppid() and not procfs.read_stat(pid).exit_signal
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _read_extended(tid: int) -> bytes:
