@@ -235,6 +235,12 @@ class Run:
             self.counts[kinds[record.kind]] += 1
 
 
+_KNOWN = re.compile(r'"kind": "refused"|got \d+ SIGCHLD|is traced by process')
+"""What comes about once in some minutes, and does no harm: a mapping that is replaced while it is read gives
+EIO, as one does that is gone; a target that runs exec just when a copy of it ends is told of that; and one
+that is stopped for an earlier copy is busy."""
+
+
 def _report(run: Run, options: argparse.Namespace, wall_seconds: float) -> int:
     for name, count in sorted(run.counts.items()):
         print(f"{count:>14,}  {name}")
@@ -248,12 +254,13 @@ def _report(run: Run, options: argparse.Namespace, wall_seconds: float) -> int:
     for detail in run.details:
         error = str(detail.get("error", "")).partition(":")[0]
         kinds.setdefault(f"{detail['kind']} {error}", []).append(json.dumps(detail))
-    for lines in kinds.values():
-        print(f"\nFOUND {len(lines)}x: {lines[0]}")
+    known = [kind for kind, lines in kinds.items() if options.suite and _KNOWN.search(lines[0])]
+    for kind, lines in kinds.items():
+        print(f"\n{'KNOWN' if kind in known else 'FOUND'} {len(lines)}x: {lines[0]}")
         for line in lines[1 : options.verbose]:
             print(f"  also: {line}")
     print(f"\nseed {options.seed}, {options.seconds:g} s: {len(kinds)} kinds of findings")
-    return 1 if kinds else 0
+    return 1 if len(kinds) > len(known) else 0
 
 
 def _parse() -> argparse.Namespace:
@@ -269,6 +276,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("-o", dest="options", default="", help="options of the mount")
     parser.add_argument("--without", default="", help="tricks that no target plays: vdso, auxv")
     parser.add_argument("--verbose", type=int, default=1, metavar="N", help="show N findings of each kind")
+    parser.add_argument("--suite", action="store_true", help="what is known to come about is no failure")
     parser.add_argument("--keep", action="store_true", help="leave the directory of the run")
     options = parser.parse_args()
     options.seed = random.getrandbits(32) if options.seed is None else options.seed

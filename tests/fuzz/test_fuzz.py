@@ -21,7 +21,7 @@ def test_random_programs_under_random_readers_gain_and_suffer_nothing() -> None:
     if os.geteuid() != 0:
         pytest.skip("targets of two users need root")
     program = str(Path(__file__).with_name("run.py"))
-    argv = [sys.executable, program, "--seconds", str(_SECONDS), "--seed", _SEED]
+    argv = [sys.executable, program, "--suite", "--seconds", str(_SECONDS), "--seed", _SEED]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fuzzer:
         try:
             said, _ = fuzzer.communicate(timeout=_SECONDS + _ENDS_SECONDS)
