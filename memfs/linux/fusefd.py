@@ -60,6 +60,8 @@ def find_servers(device: tuple[int, int], uid: int) -> list[Server]:
     """
     found = []
     for pid in procfs.process_ids():
+        if pid == os.getpid():  # which has copies of what others have
+            continue
         try:
             process = os.pidfd_open(pid)
         except OSError:
