@@ -15,6 +15,7 @@ from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
+from memfs.linux.execwatch import ExecWatch
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
@@ -67,6 +68,7 @@ class Freezing:
         self._looks = BoundedLooks(self._pid)
         self._stopped: StoppedProcess | None = None
         self._copy: Tracee | None = None
+        self._watch: ExecWatch | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
         self._marks: list[int] = []
         self._taken_ns = 0
@@ -113,7 +115,7 @@ class Freezing:
 
     def _has_run_exec(self) -> bool:
         """Whether the process may have, since it was frozen."""
-        return not self._space.is_watched or self._space.has_changed
+        return self._watch is None or self._watch.tripped
 
     def _end_quietly(self, copy: Tracee) -> bool:
         reaping = Reaping(self._request.identity, copy.inner_number)
@@ -172,6 +174,8 @@ class Freezing:
         Mostly what is mapped is what was mapped before: 60,000 lines take 150 ms to parse.
         """
         self._handle.ensure_same()
+        with contextlib.suppress(OSError):  # the space is closed when the snapshot has been taken
+            self._watch = ExecWatch(self._pid)
         if self._space.is_watched or not may_trace_all():
             self._space.ensure_same_program()
         else:
