@@ -297,6 +297,9 @@ class Memory(Source):
                 return self._still_mapped(span.moved(self._span.start))
         return True
 
+    def is_settled(self, span: Span) -> bool:
+        return self._still_mapped(span.moved(self._span.start))
+
     def _still_mapped(self, wanted: Span) -> bool:
         """Whether the layout still holds for *wanted*; if not, it is read anew."""
         expected = sum(region.span.clip(wanted).size for region in self._layout.over(wanted))

@@ -45,7 +45,9 @@ class Objects:
                 if fd is None:
                     try:
                         fd = self._space.open_backing(mapping)
-                    except (OSError, RangeUnmapped):
+                    except RangeUnmapped:
+                        return -1  # it changes at this moment: a later try may find it
+                    except OSError:
                         fd = -1
                     self._opened[key] = fd
         return fd

@@ -165,6 +165,14 @@ class Source(abc.ABC):
             MemfsError: what they were pieces of is gone.
         """
 
+    def is_settled(self, span: Span) -> bool:  # noqa: ARG002 for those that change
+        """Whether what cannot be read of *span* is no moment between two mappings; asked at a second failure.
+
+        Raises:
+            MemfsError: it is gone for good.
+        """
+        return True
+
     @abc.abstractmethod
     def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
         """Get bytes at *offset* that *piece* promised and that did not come, some other way.
@@ -211,14 +219,18 @@ class Source(abc.ABC):
             MemfsError, OSError: any of them cannot be delivered.
         """
         span = self.clip(offset, len(view))
-        for _ in range(_TRIES):
-            pieces = self.pieces(span, workspace)
-            at = 0
-            for piece in pieces:
-                self._copy(span.start + at, piece, view[at : at + piece.size], workspace)
-                at += piece.size
-            if self.still_true(span, pieces):
-                return at
+        for attempt in range(_TRIES):
+            try:
+                pieces = self.pieces(span, workspace)
+                at = 0
+                for piece in pieces:
+                    self._copy(span.start + at, piece, view[at : at + piece.size], workspace)
+                    at += piece.size
+                if self.still_true(span, pieces):
+                    return at
+            except RangeUnmapped:
+                if attempt and self.is_settled(span):
+                    raise
         raise _restless(span)
 
     def _copy(self, offset: int, piece: Piece, view: memoryview, workspace: Workspace) -> None:
@@ -247,21 +259,31 @@ class Source(abc.ABC):
             MemfsError, OSError: as read_into.
         """
         span = self.clip(offset, size)
-        for _ in range(_TRIES):
-            pieces = self.pieces(span, workspace)
-            if slots_needed(pieces) >= workspace.pipe.slots:
-                raise CannotSplice
+        for attempt in range(_TRIES):
             try:
-                self._splice(span.start, pieces, header, workspace)
-                if self.still_true(span, pieces):
+                pieces = self.pieces(span, workspace)
+                if slots_needed(pieces) >= workspace.pipe.slots:
+                    raise CannotSplice
+                if self._splice(span, pieces, header, workspace):
                     return span.size
-            except BaseException:
-                workspace.reset_pipe()
-                raise
-            workspace.reset_pipe()
+            except RangeUnmapped:
+                if attempt and self.is_settled(span):
+                    raise
         raise _restless(span)
 
-    def _splice(self, offset: int, pieces: list[Piece], header: int, workspace: Workspace) -> None:
+    def _splice(self, span: Span, pieces: list[Piece], header: int, workspace: Workspace) -> bool:
+        """Put it all into the pipe; returns whether it was right, otherwise the pipe is empty."""
+        try:
+            self._queue(span.start, pieces, header, workspace)
+            if self.still_true(span, pieces):
+                return True
+        except BaseException:
+            workspace.reset_pipe()
+            raise
+        workspace.reset_pipe()
+        return False
+
+    def _queue(self, offset: int, pieces: list[Piece], header: int, workspace: Workspace) -> None:
         """Copied pieces lie in the buffer where they would lie in a copy of all."""
         queue, pipe = workspace.vmsplice, workspace.pipe.fd
         queue.add(workspace.data_address - header, header)

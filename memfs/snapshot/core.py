@@ -142,6 +142,9 @@ class Core(Source):
     def still_true(self, span: Span, pieces: list[Piece]) -> bool:
         return all(self._memory.still_true(addresses, pieces) for addresses in self._addresses(span))
 
+    def is_settled(self, span: Span) -> bool:
+        return all(self._memory.is_settled(addresses) for addresses in self._addresses(span))
+
     def recover(self, offset: int, piece: Piece, view: memoryview) -> int:
         for addresses in self._addresses(Span(offset, offset + 1)):
             return self._memory.recover(addresses.start, piece, view)

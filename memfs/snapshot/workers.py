@@ -52,6 +52,7 @@ class Workers:
         self._busy: collections.Counter[Identity] = collections.Counter()
         self._stuck: set[Identity] = set()
         self._holds: dict[int, Hold] = {}
+        self._late: collections.defaultdict[Identity, list[Hold]] = collections.defaultdict(list)
         self._changed = threading.Condition()
         self._epoll: select.epoll | None = None
 
@@ -102,11 +103,17 @@ class Workers:
         with self._changed:
             if not hold.ends:
                 hold.ends = True
-                self._busy[hold.identity] += 1
-                with contextlib.suppress(OSError):
-                    hold.channel.shutdown(socket.SHUT_WR)
+                if self._busy[hold.identity] and hold.identity not in self._stuck:
+                    self._late[hold.identity].append(hold)
+                else:
+                    self._begin_end(hold)
             if wait:
                 self._changed.wait_for(lambda: hold.channel.fileno() < 0, _END_S)
+
+    def _begin_end(self, hold: Hold) -> None:
+        self._busy[hold.identity] += 1
+        with contextlib.suppress(OSError):
+            hold.channel.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Have all workers take their copies back; they end by themselves."""
@@ -133,6 +140,8 @@ class Workers:
             if not self._busy[identity]:
                 del self._busy[identity]
                 self._stuck.discard(identity)
+                for hold in self._late.pop(identity, ()):
+                    self._begin_end(hold)
             self._changed.notify_all()
 
     # Ends
@@ -168,6 +177,9 @@ class Workers:
             epoll.unregister(number)
             hold.channel.close()
             was_killed, hold.ends = not hold.ends, True
+            if hold in (late := self._late.get(hold.identity, [])):
+                late.remove(hold)
+                was_killed = True
             self._changed.notify_all()
         if not was_killed:
             self._end_turn(hold.identity)

@@ -235,10 +235,9 @@ class Run:
             self.counts[kinds[record.kind]] += 1
 
 
-_KNOWN = re.compile(r'"kind": "refused"|got \d+ SIGCHLD|is traced by process')
-"""What comes about once in some minutes, and does no harm: a mapping that is replaced while it is read gives
-EIO, as one does that is gone; a target that runs exec just when a copy of it ends is told of that; and one
-that is stopped for an earlier copy is busy."""
+_KNOWN = re.compile(r"got \d+ SIGCHLD")
+"""What comes about once in some minutes, and does no harm: a target that runs exec just when a copy of it
+ends is told of that."""
 
 
 def _report(run: Run, options: argparse.Namespace, wall_seconds: float) -> int:

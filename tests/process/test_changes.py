@@ -14,6 +14,9 @@ from support.target import Target
 from unit.ways import WAYS, Way
 
 from memfs.errors import RangeUnmapped, TargetExited
+from memfs.image.memory import Memory
+from memfs.image.source import Piece, Workspace
+from memfs.linux.span import Span as MemfsSpan
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
 
@@ -116,6 +119,29 @@ def test_a_stack_that_grew_is_read_right(tmp_path: Path) -> None:
         with VMA.open(target.pid, grown) as opened:
             part = Span(start, start + 100 * PAGE)
             assert opened.read(part) == read_memory(target.pid, part)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_replaced_between_look_and_read_is_read_again(
+    tmp_path: Path, kind: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Target(kind, directory=tmp_path) as target:
+        mapping = target.mapping(kind)
+        part = Span(mapping.start, mapping.start + 64 * PAGE)
+        look = Memory.pieces
+
+        def look_and_unmap(source: Memory, span: MemfsSpan, workspace: Workspace) -> list[Piece]:
+            found = look(source, span, workspace)
+            if any(line.span.overlap(part) for line in read_maps(target.pid)):
+                target.unmap(mapping.start, mapping.length)
+            return found
+
+        with FLAT.open(target.pid, mapping.span) as flat, VMA.open(target.pid, mapping.span) as opened:
+            monkeypatch.setattr(Memory, "pieces", look_and_unmap)
+            assert flat.read(part, way) == bytes(part.length)
+            with pytest.raises(RangeUnmapped):
+                opened.read(part, way)
 
 
 def test_missing_pages_of_a_userfaultfd_are_no_holes() -> None:
