@@ -12,9 +12,9 @@ from pathlib import Path
 from memfs.cli import bounded
 from memfs.errors import CannotMount
 from memfs.fuse.mounting import FUSERMOUNT, detach
-from memfs.fuse.names import FS_TYPE
 from memfs.linux.directories import open_without_links
 from memfs.linux.mountinfo import Mount, mount_on, resolve
+from memfs.tree.names import FS_TYPE
 
 _DEVICE = Path("/dev/fuse")
 ANSWER_S = 3.0

@@ -53,8 +53,8 @@ def _find(pid: int, mountpoint: str | None) -> Path:
     """
     from memfs.cli import bounded
     from memfs.cli.mountpoint import ANSWER_S, our_mount, place_of
-    from memfs.fuse.names import FS_TYPE
     from memfs.linux.mountinfo import mounts_of_type
+    from memfs.tree.names import FS_TYPE
 
     mounts = mounts_of_type(FS_TYPE) if mountpoint is None else [our_mount(place_of(mountpoint))]
     if mountpoint is not None and mounts[0].owner not in (0, os.geteuid()):

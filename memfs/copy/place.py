@@ -10,8 +10,8 @@ from pathlib import Path
 import attrs
 
 from memfs.errors import CannotCopy
-from memfs.fuse.names import FS_TYPE
 from memfs.linux.mountinfo import Mount, mounts_of_type
+from memfs.tree.names import FS_TYPE
 
 _ROOT = 0
 _SHORT = re.compile(r"[1-9]\d*(/.*)?")

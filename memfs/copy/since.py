@@ -16,8 +16,8 @@ import attrs
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
-from memfs.fuse.names import SINCE_NAME, SNAPSHOT_XATTR
 from memfs.linux.span import Span
+from memfs.tree.names import SINCE_NAME, SNAPSHOT_XATTR
 
 _UPPER = b"0000"
 """Addresses have twelve digits: these are before them in a number of 8 bytes."""

@@ -3,7 +3,7 @@
 A stream has no holes. So these are sent as zeros, from memory of ours that is never written.
 
 Shared memory of a running process lies in the page cache of its object, and the kernel reads that itself
-(fuse/backing.py): sendfile takes the pages from there, and no one copies them on the way out. All else one
+(files/backing.py): sendfile takes the pages from there, and no one copies them on the way out. All else one
 thread reads while another writes. That goes past the page cache of the mount, from which sendfile and
 splice would take it: it is faster (docs/performance.md), and leaves nothing behind.
 """

@@ -1,4 +1,4 @@
-"""One mount, from its options to its end: puts the planes together and takes them apart again."""
+"""One mount, from its options to its end: puts the parts together and takes them apart again."""
 
 import contextlib
 import logging
@@ -13,15 +13,15 @@ import pyfuse3
 import trio
 
 from memfs.errors import CannotMount, MemfsError
-from memfs.fuse.backing import Backings
-from memfs.fuse.contents import attribute_names
-from memfs.fuse.handles import Handles
+from memfs.files.backing import Backings
+from memfs.files.handles import Handles
+from memfs.files.openings import Openings
+from memfs.fuse.desk import Desk
 from memfs.fuse.mounting import attach, detach
-from memfs.fuse.operations import MOST_REQUESTS, Operations
+from memfs.fuse.operations import Operations
 from memfs.fuse.options import MountOptions, SpliceMode
-from memfs.fuse.reader import DataPlane
+from memfs.fuse.service import Service
 from memfs.fuse.switch import Switch
-from memfs.fuse.tree import Tree
 from memfs.image.source import MAX_READ_BYTES
 from memfs.linux.mountinfo import Mount
 from memfs.linux.qos import LatencyRequest
@@ -29,6 +29,7 @@ from memfs.linux.syscalls import vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
 from memfs.snapshot.registry import Snapshots
 from memfs.target.origins import Device, origins
+from memfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,10 @@ def _mount_and_serve(
         stack.callback(handles.drop_all)
         stack.callback(ending.unmount)
         # libfuse 3.3 and later takes the device of a file system that is mounted for a mount point.
-        pyfuse3.init(Operations(tree, handles, backings), f"/dev/fd/{device}", set())
+        pyfuse3.init(Operations(), f"/dev/fd/{device}", set())
         stack.callback(pyfuse3.close, unmount=False)
         stack.callback(ending.unmount)  # before pyfuse3 closes, and no request is left without a reply
-        trio.run(_serve_planes, ending, tree, handles, backings, options, note_answering)
+        trio.run(_serve, ending, tree, handles, backings, options, note_answering)
     log.info("unmounted %r", os.fspath(mountpoint))
     if ending.was_unmounted and not has_answered:
         raise CannotMount(f"{mountpoint} was unmounted at once", "mount again")
@@ -106,7 +107,7 @@ class _Ending:
 
     Attributes:
         mount: the mount of this daemon.
-        device: the descriptor that serves the mount, once the planes have it.
+        device: the descriptor that serves the mount, once the mount is served.
         was_unmounted: whether someone else has unmounted it.
     """
 
@@ -162,7 +163,7 @@ class _Ending:
         self._server.close()
 
 
-async def _serve_planes(
+async def _serve(
     ending: _Ending,
     tree: Tree,
     handles: Handles,
@@ -170,7 +171,7 @@ async def _serve_planes(
     options: MountOptions,
     answering: Callable[[], None],
 ) -> None:
-    """Run both planes until the mount ends, or is to end."""
+    """Answer requests until the mount ends, or is to end."""
     token = trio.lowlevel.current_trio_token()
 
     def note_unmounted() -> None:
@@ -185,21 +186,25 @@ async def _serve_planes(
     with contextlib.ExitStack() as stack:
         if latency is not None:
             stack.callback(latency.release)
-        switch = Switch(backings, tree.target_of, on_ready=answering)
+        switch = Switch(on_ready=answering, on_passthrough=backings.accept)
         ending.device = switch.device
-        plane = DataPlane(
-            switch,
-            handles,
-            splice=_usable(options.splice),
-            latency=latency,
-            attribute_names=attribute_names,
-            on_end=end_from_thread,
+        service = Service(
+            switch, handles, splice=_usable(options.splice), latency=latency, on_end=end_from_thread
         )
+        openings = Openings(
+            tree,
+            handles,
+            backings,
+            service.lanes,
+            forget_attributes=switch.forget_attributes,
+            drop_pages=service.dropper.drop,
+        )
+        service.desk = Desk(tree, openings)
         switch.start()
-        plane.start()
+        service.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, ending)
-            await pyfuse3.main(max_tasks=MOST_REQUESTS)
+            await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
 

@@ -14,11 +14,11 @@ import subprocess
 from pathlib import Path
 
 from memfs.errors import CannotMount
-from memfs.fuse.names import FS_TYPE
 from memfs.linux.fsmount import MountAttribute, attach_mount, create_mount
 from memfs.linux.fusefd import abort_connection, connection_of, is_connected
 from memfs.linux.mountinfo import Mount, mount_by_id, mount_id_of, mount_on, read_mounts
 from memfs.linux.syscalls import UmountFlag, umount
+from memfs.tree.names import FS_TYPE
 
 FUSERMOUNT = "fusermount3"
 _DEVICE = "/dev/fuse"

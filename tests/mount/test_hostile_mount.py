@@ -158,7 +158,7 @@ import logging, os, sys, threading
 from memfs.cli.mountpoint import open_mountpoint, place_of
 from memfs.fuse import mount
 from memfs.fuse.options import MountOptions
-from memfs.fuse.tree import Tree
+from memfs.tree.tree import Tree
 
 def wait_for_ever(tree, node):
     print("stuck", flush=True)

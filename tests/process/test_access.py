@@ -9,10 +9,10 @@ import pytest
 from process.trees import plain_tree
 
 from memfs.errors import AccessDenied
-from memfs.fuse.inodes import Name, ProcessNode
 from memfs.target.access import may_trace_all
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.tree.nodes import Name, ProcessNode
 
 NOBODY = 65534
 

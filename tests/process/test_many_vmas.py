@@ -13,13 +13,13 @@ from support.reads import counted
 from support.target import Target
 from unit.ways import WAYS, Way
 
-from memfs.fuse.attributes import Entry
-from memfs.fuse.inodes import Name, ProcessNode, VmaNode
-from memfs.fuse.tree import Tree
 from memfs.linux import span as memfs_span
 from memfs.linux.procfs import Access
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.tree.attributes import Entry
+from memfs.tree.nodes import Name, ProcessNode, VmaNode
+from memfs.tree.tree import Tree
 
 LENGTH = 100 * PAGE
 """Unaligned and in as many pieces as pages, this fits into a pipe of 1 MiB."""

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import pytest
-
-from memfs.fuse import placement as module
-from memfs.fuse.habits import ReadCounter
-from memfs.fuse.handles import Handles, OpenFile
-from memfs.fuse.options import SpliceMode
-from memfs.fuse.placement import Placement
 from memfs.fuse.reader import DataPlane
+
+from memfs.files import placement as module
+from memfs.files.habits import ReadCounter
+from memfs.files.handles import Handles, OpenFile
+from memfs.files.placement import Placement
+from memfs.fuse.options import SpliceMode
 from memfs.image.source import Workspace
 from memfs.image.text import Text
 from memfs.linux.procfs import read_last_cpu

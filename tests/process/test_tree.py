@@ -20,10 +20,10 @@ from support.reads import counted
 from support.target import Target
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.inodes import Fixed, Name, Node, ProcessNode, VmaNode
-from memfs.fuse.tree import Attributes, Entry, Tree
 from memfs.image.source import Workspace
 from memfs.target.identity import Identity, identify
+from memfs.tree.nodes import Fixed, Name, Node, ProcessNode, VmaNode
+from memfs.tree.tree import Attributes, Entry, Tree
 
 ROOT, BY_NAME, SELF = Fixed(Name.ROOT), Fixed(Name.BY_NAME), Fixed(Name.SELF)
 

@@ -10,8 +10,8 @@ from support.outside import MemoryUse
 from support.target import Target
 from unit.ways import WAYS, Way, copied, spliced
 
-from memfs.fuse.inodes import Name, ProcessNode
 from memfs.target.identity import identify
+from memfs.tree.nodes import Name, ProcessNode
 
 MIB = 1 << 20
 

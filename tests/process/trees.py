@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from memfs.fuse.tree import Tree
 from memfs.snapshot.registry import Snapshots
+from memfs.tree.tree import Tree
 
 
 def plain_tree() -> Tree:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from memfs.fuse import ahead as module
-from memfs.fuse.ahead import LookAhead, Trace
-from memfs.fuse.habits import ReadCounter
-from memfs.fuse.handles import OpenFile
+from memfs.files import ahead as module
+from memfs.files.ahead import LookAhead, Trace
+from memfs.files.habits import ReadCounter
+from memfs.files.handles import OpenFile
 from memfs.image.source import HEADER_ROOM, Workspace
 from memfs.image.text import Text
 from memfs.linux.span import Span

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from memfs.fuse.backing import LEAST_BYTES, Backings
+from memfs.files.backing import LEAST_BYTES, Backings
 from memfs.image.source import Backing
 
 _DIRECT_IO, _PASSTHROUGH = 1, 1 << 7

@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.fuse.cache import CacheTrail
-from memfs.fuse.frames import drop_cache_notice
+from memfs.files.cache import CacheTrail
+from memfs.fuse.messages import drop_cache_notice
 from memfs.linux.span import Span
 
 MIB = 1 << 20

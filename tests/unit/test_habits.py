@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.fuse.habits import SMALL_READ_BYTES, ReadCounter, ReadHabits
+from memfs.files.habits import SMALL_READ_BYTES, ReadCounter, ReadHabits
 
 MANY = 100
 

@@ -2,8 +2,8 @@
 
 import os
 
-from memfs.fuse.habits import ReadCounter
-from memfs.fuse.handles import Handles, OpenFile
+from memfs.files.habits import ReadCounter
+from memfs.files.handles import Handles, OpenFile
 from memfs.image.text import Text
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.inodes import ROOT_NUMBER, CommDir, Fixed, Inodes, Name, Node, ProcessNode, VmaNode, is_vma
 from memfs.linux.span import PAGE_BYTES
 from memfs.target.identity import Identity
+from memfs.tree.inodes import ROOT_NUMBER, Inodes, is_vma
+from memfs.tree.nodes import CommDir, Fixed, Name, Node, ProcessNode, VmaNode
 
 FIXED = (Name.ROOT, Name.BY_NAME, Name.SELF)
 OF_PROCESS = tuple(name for name in Name if name not in (*FIXED, Name.COMM))

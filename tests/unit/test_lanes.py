@@ -5,7 +5,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.fuse.lanes import Lane, Lanes, Ticket
+from memfs.files.lanes import Lane, Lanes, Ticket
 from memfs.target.identity import Identity
 
 _GONE = 1 << 22
@@ -17,7 +17,7 @@ def _ticket(unique: int, lane: Lane | None) -> Ticket:
 
 
 def test_one_target_takes_a_few_places_and_another_still_has_its_own() -> None:
-    lanes: Lanes[Ticket] = Lanes()
+    lanes: Lanes = Lanes()
     one, other = (lanes.lane_of(Identity(_GONE + pid, 0)) for pid in (1, 2))
     entered = [lanes.enter(_ticket(2 * number, one)) for number in range(1, 101)]
     assert entered == [True] * 4 + [False] * 96
@@ -25,7 +25,7 @@ def test_one_target_takes_a_few_places_and_another_still_has_its_own() -> None:
 
 
 def test_one_user_takes_no_place_of_another() -> None:
-    lanes: Lanes[Ticket] = Lanes()
+    lanes: Lanes = Lanes()
     held = [lanes.lane_of(Identity(_GONE + pid, 0)) for pid in range(100)]
     entered = [lanes.enter(_ticket(2 + 2 * number, lane)) for number, lane in enumerate(held)]
     assert entered.count(True) == 64
@@ -35,12 +35,12 @@ def test_one_user_takes_no_place_of_another() -> None:
 
 
 def test_a_request_about_no_target_never_waits() -> None:
-    lanes: Lanes[Ticket] = Lanes()
+    lanes: Lanes = Lanes()
     assert all(lanes.enter(_ticket(2 + 2 * number, None)) for number in range(1000))
 
 
 def test_a_parked_request_can_be_withdrawn_once() -> None:
-    lanes: Lanes[Ticket] = Lanes()
+    lanes: Lanes = Lanes()
     lane = lanes.lane_of(Identity(_GONE, 0))
     for number in range(1, 7):
         lanes.enter(_ticket(number, lane))
@@ -54,7 +54,7 @@ def test_a_parked_request_can_be_withdrawn_once() -> None:
 
 @given(st.lists(st.integers(0, 19), max_size=400))
 def test_every_request_runs_in_the_end(order: list[int]) -> None:
-    lanes: Lanes[Ticket] = Lanes()
+    lanes: Lanes = Lanes()
     held = [lanes.lane_of(Identity(_GONE + pid, 0)) for pid in range(20)]
     tickets = [_ticket(2 + 2 * number, held[which]) for number, which in enumerate(order)]
     running = [ticket for ticket in tickets if lanes.enter(ticket)]

@@ -5,7 +5,7 @@ import time
 
 import attrs
 
-from memfs.fuse.inodes import Name, Node, ProcessNode
+from memfs.tree.nodes import Name, Node, ProcessNode
 
 DIRECTORY = stat_module.S_IFDIR | 0o500
 OPEN_DIRECTORY = stat_module.S_IFDIR | 0o555

@@ -13,28 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.attributes import Attributes, Entry
-from memfs.fuse.contents import Contents
-from memfs.fuse.inodes import (
-    CommDir,
-    Fixed,
-    Inodes,
-    Name,
-    Node,
-    Owner,
-    ProcessNode,
-    SinceNode,
-    VmaNode,
-    identity_of,
-)
-from memfs.fuse.inspector import Inspector
-from memfs.fuse.names import SINCE_NAME
-from memfs.fuse.population import Population, comm_of
 from memfs.linux import procfs
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity
 from memfs.target.layout import name_of, start_of
+from memfs.tree.attributes import Attributes, Entry
+from memfs.tree.contents import Contents
+from memfs.tree.inodes import Inodes
+from memfs.tree.inspector import Inspector
+from memfs.tree.names import SINCE_NAME
+from memfs.tree.nodes import CommDir, Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
+from memfs.tree.population import Population, comm_of
 
 _PID_DIGITS = 7  # PID_MAX_LIMIT is 2**22
 
@@ -244,14 +234,6 @@ class Tree:
             MemfsError: the process or the mapping is gone, or may not be looked into.
         """
         return self._inspector.attributes(node)
-
-    def target_of(self, number: int) -> Identity | None:
-        """The process that the inode *number* is about, running or frozen; None for one about none."""
-        try:
-            node = self.inodes.node_of(number)
-        except (NoSuchEntry, ValueError):
-            return None
-        return identity_of(node.owner) if isinstance(node, ProcessNode | VmaNode | SinceNode) else None
 
     def owner_of(self, node: Node) -> tuple[int, int]:
         """The uid and gid that own *node*, a file of a process or of a snapshot, now.

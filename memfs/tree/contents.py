@@ -7,18 +7,6 @@ says at the moment of the question, and these calls may block with it.
 import errno
 
 from memfs.errors import NoSuchEntry, TargetExited
-from memfs.fuse.inodes import (
-    Fixed,
-    Name,
-    Node,
-    Owner,
-    ProcessNode,
-    SinceNode,
-    VmaNode,
-    identity_of,
-    is_vma,
-)
-from memfs.fuse.names import SNAPSHOT_XATTR, XATTR_PREFIX
 from memfs.image.memory import Memory
 from memfs.image.source import Source
 from memfs.image.text import Text
@@ -32,6 +20,9 @@ from memfs.target.layout import Region, name_of
 from memfs.target.origins import Device
 from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.target.space import Space
+from memfs.tree.inodes import is_vma
+from memfs.tree.names import SNAPSHOT_XATTR, XATTR_PREFIX
+from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
 
 REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 """Links whose target only a look into the process tells."""

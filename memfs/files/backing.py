@@ -10,10 +10,10 @@ FOPEN_DIRECT_IO besides, the reads of one open file still come to the daemon.
 import contextlib
 import errno
 import logging
+import threading
 
 import attrs
 
-from memfs.fuse.frames import OpenFlag
 from memfs.image.source import Backing
 from memfs.linux.fusefd import close_backing, open_backing
 
@@ -27,6 +27,19 @@ STACK_DEPTH = 2
 """FILESYSTEM_MAX_STACK_DEPTH: the object may lie on an overlay, as in a container."""
 
 
+@attrs.frozen
+class PassedThrough:
+    """How an open file is passed through.
+
+    Attributes:
+        number: of the registered object.
+        direct: whether its reads come to the daemon all the same.
+    """
+
+    number: int
+    direct: bool
+
+
 @attrs.define
 class _Inode:
     """An inode that is open: how often, and to what object it is passed through; number 0 for none."""
@@ -37,25 +50,21 @@ class _Inode:
 
 
 class Backings:
-    """Which open files are passed through, and to what.
-
-    One thread enters and leaves them; the one that carries replies to the device looks them up.
-    """
+    """Which inodes are passed through, and to what. Many threads enter and leave them."""
 
     def __init__(self, *, wanted: bool) -> None:
         """*wanted* is whether anything shall be passed through at all."""
         self._wanted = wanted
         self._device = -1
+        self._lock = threading.Lock()
         self._inodes: dict[int, _Inode] = {}
-        self._replies: dict[int, tuple[int, int]] = {}
-        self.of_handle = self._replies.get
 
     def accept(self, device: int) -> None:
         """The kernel agrees; *device* is the descriptor to register objects with."""
         self._device = device
 
-    def enter(self, inode: int, handle: int, backing: Backing | None, *, direct: bool) -> bool:
-        """Note that *inode* is opened as *handle*; returns whether it is passed through.
+    def enter(self, inode: int, backing: Backing | None, *, direct: bool) -> PassedThrough | None:
+        """Note that *inode* is opened; returns how it is passed through, None where it is not.
 
         Args:
             backing: the object that the file shows, if it shows one that could be.
@@ -64,30 +73,27 @@ class Backings:
         Raises:
             OSError: EBUSY where the inode is passed through, for an earlier reader, to another object.
         """
-        entry = self._inodes.get(inode)
-        if entry is None:
-            number = 0 if direct or backing is None else self._register(backing)
-            entry = self._inodes[inode] = _Inode(number, backing and backing.object)
-        elif entry.number and (backing is None or backing.object != entry.object):
-            raise OSError(errno.EBUSY, "a reader still has open what was mapped there before")
-        entry.times += 1
+        with self._lock:
+            entry = self._inodes.get(inode)
+            if entry is None:
+                number = 0 if direct or backing is None else self._register(backing)
+                entry = self._inodes[inode] = _Inode(number, backing and backing.object)
+            elif entry.number and (backing is None or backing.object != entry.object):
+                raise OSError(errno.EBUSY, "a reader still has open what was mapped there before")
+            entry.times += 1
         if not entry.number:
-            return False
-        flags = OpenFlag.PASSTHROUGH
-        if direct or backing is None or not backing.exact:
-            flags |= OpenFlag.DIRECT_IO
-        self._replies[handle] = int(flags), entry.number
-        return True
+            return None
+        return PassedThrough(entry.number, direct or backing is None or not backing.exact)
 
-    def leave(self, inode: int, handle: int) -> None:
+    def leave(self, inode: int) -> None:
         """Undo :meth:`enter`."""
-        self._replies.pop(handle, None)
-        entry = self._inodes[inode]
-        entry.times -= 1
-        if not entry.times:
-            del self._inodes[inode]
-            if entry.number:
-                self._let_go(entry.number)
+        with self._lock:
+            entry = self._inodes[inode]
+            entry.times -= 1
+            if not entry.times:
+                del self._inodes[inode]
+                if entry.number:
+                    self._let_go(entry.number)
 
     def _register(self, backing: Backing) -> int:
         """The number of an object; 0 where it cannot or shall not be passed through."""

@@ -1,6 +1,5 @@
-"""The table of open files: the one place where control plane and data plane meet.
+"""The table of open files, by the numbers that the kernel has for them.
 
-The control plane adds a file at OPEN and drops it at RELEASE; the data plane looks it up at READ.
 The kernel sends RELEASE only when no READ of that file is under way. But a READ that was interrupted
 has been answered, and its thread may still be stuck in it; and someone may be reading ahead. So a file
 is closed by whoever leaves it last.
@@ -13,10 +12,10 @@ import itertools
 import threading
 from collections import deque
 
-from memfs.fuse.ahead import Trace
-from memfs.fuse.cache import CacheTrail
-from memfs.fuse.habits import ReadCounter
-from memfs.fuse.lanes import Lane, Lanes, Ticket
+from memfs.files.ahead import Trace
+from memfs.files.cache import CacheTrail
+from memfs.files.habits import ReadCounter
+from memfs.files.lanes import Lane
 from memfs.image.source import Source
 
 
@@ -113,14 +112,9 @@ class OpenFile:
 
 
 class Handles:
-    """Open files by number. Numbers are not used again, so a late request finds nothing.
-
-    Attributes:
-        lanes: those of the targets, for reads.
-    """
+    """Open files by number. Numbers are not used again, so a late request finds nothing."""
 
     def __init__(self) -> None:
-        self.lanes: Lanes[Ticket] = Lanes()
         self._files: dict[int, OpenFile] = {}
         self._numbers = itertools.count(1)
         self.get = self._files.get

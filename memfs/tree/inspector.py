@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import overload
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.attributes import (
+from memfs.image.residency import ResidencyCounter, held_by_region
+from memfs.linux import procfs
+from memfs.linux.span import PAGE_BYTES
+from memfs.snapshot.registry import Snapshots
+from memfs.snapshot.snapshot import SnapshotId
+from memfs.target.identity import describe
+from memfs.target.layout import Kind, Region, name_of
+from memfs.target.space import Space
+from memfs.tree.attributes import (
     DIRECTORY,
     FILE,
     LINK,
@@ -21,16 +29,9 @@ from memfs.fuse.attributes import (
     Ownership,
     describe_node,
 )
-from memfs.fuse.contents import REGION_LINKS, Contents, link_target, region_of
-from memfs.fuse.inodes import Fixed, Inodes, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
-from memfs.image.residency import ResidencyCounter, held_by_region
-from memfs.linux import procfs
-from memfs.linux.span import PAGE_BYTES
-from memfs.snapshot.registry import Snapshots
-from memfs.snapshot.snapshot import SnapshotId
-from memfs.target.identity import describe
-from memfs.target.layout import Kind, Region, name_of
-from memfs.target.space import Space
+from memfs.tree.contents import REGION_LINKS, Contents, link_target, region_of
+from memfs.tree.inodes import Inodes
+from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
 
 _TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
 

@@ -5,11 +5,11 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
 from memfs.errors import NoSuchEntry
-from memfs.fuse.inodes import Owner
 from memfs.linux import procfs
 from memfs.snapshot.registry import Snapshots
 from memfs.target.identity import Identity, describe
 from memfs.target.layout import safe_name
+from memfs.tree.nodes import Owner
 
 
 class Population:

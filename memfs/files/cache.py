@@ -9,9 +9,8 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 
-from memfs.fuse import frames
-from memfs.fuse.switch import Switch
 from memfs.linux.span import Span
 
 _KEPT_BYTES = 4 << 20
@@ -58,9 +57,10 @@ class CacheDropper:
     ends that. So there is one thread, and another where none has come back for a while.
     """
 
-    def __init__(self, switch: Switch) -> None:
-        self._switch = switch
-        self._wanted: queue.Queue[bytes] = queue.Queue(_MOST_WAITING)
+    def __init__(self, tell: Callable[[int, Span], object]) -> None:
+        """*tell* tells the kernel to drop a stretch of a file's cache, and may wait; it raises OSError."""
+        self._tell = tell
+        self._wanted: queue.Queue[tuple[int, Span]] = queue.Queue(_MOST_WAITING)
         self._threads = 0
         self._latest_s = 0.0
 
@@ -71,21 +71,17 @@ class CacheDropper:
 
     def drop(self, inode: int, span: Span) -> None:
         """Let *span* of a file's cache be dropped some time soon; forgotten where too much waits."""
-        self.send(frames.drop_cache_notice(inode, span.start, span.size))
-
-    def send(self, notice: bytes) -> None:
-        """The same, for a notice that has been made already."""
         try:
-            self._wanted.put_nowait(notice)
+            self._wanted.put_nowait((inode, span))
         except queue.Full:
             if time.monotonic() - self._latest_s > _STUCK_S and self._threads < _MOST_THREADS:
                 self.start()
 
     def _run(self) -> None:
         while True:
-            notice = self._wanted.get()
+            inode, span = self._wanted.get()
             self._latest_s = time.monotonic()
             try:
-                self._switch.reply(notice)
+                self._tell(inode, span)
             except OSError as error:
                 log.debug("nothing is dropped from the page cache: %s", error)

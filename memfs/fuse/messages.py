@@ -1,11 +1,13 @@
-"""The frames of the FUSE protocol that the data plane speaks: bytes to values and back, no I/O.
+"""The messages of the FUSE protocol: requests to values, values to replies, no I/O.
 
 ``<linux/fuse.h>``, protocol 7.31 and later. Everything that has no name here goes to libfuse as it came.
+What tells attributes is in :mod:`memfs.fuse.replies`.
 """
 
 import enum
 import errno
 import struct
+from typing import NamedTuple
 
 
 class Opcode(enum.IntEnum):
@@ -14,17 +16,21 @@ class Opcode(enum.IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    READLINK = 5
     MKDIR = 9
     RMDIR = 11
     OPEN = 14
     READ = 15
+    STATFS = 17
     RELEASE = 18
     GETXATTR = 22
     LISTXATTR = 23
+    FLUSH = 25
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    ACCESS = 34
     INTERRUPT = 36
     BATCH_FORGET = 42
     READDIRPLUS = 44
@@ -40,11 +46,12 @@ class Whence(enum.IntEnum):
 
 # struct fuse_in_header: len opcode unique, nodeid uid gid, pid, total_extlen padding
 _IN_HEADER = struct.Struct("=IIQ16xI4x")
-_NODE_ID = struct.Struct("=16xQ")
-# The same header, to write: len opcode unique nodeid, and no caller
-_REQUEST_HEADER = struct.Struct("=IIQQ16x")
+# The same, whole: opcode unique nodeid uid gid pid
+_HEAD = struct.Struct("=4xIQQIII4x")
 # struct fuse_mkdir_in, behind which the name stands: mode umask
-_MKDIR_IN = struct.Struct("=II")
+_MKDIR_IN_BYTES = 8
+# struct fuse_open_in: flags open_flags; fuse_access_in: mask padding
+_FLAGS_IN = struct.Struct("=I4x")
 # struct fuse_release_in: fh flags release_flags lock_owner
 _RELEASE_IN = struct.Struct("=Q16x")
 # struct fuse_read_in: fh offset size, and 20 bytes more: read_flags lock_owner flags padding
@@ -52,17 +59,15 @@ _READ_IN = struct.Struct("=QQI20x")
 # struct fuse_lseek_in: fh offset whence padding
 _LSEEK_IN = struct.Struct("=QQII")
 _LSEEK_OUT = struct.Struct("=Q")
-# struct fuse_getxattr_out, of LISTXATTR too: size padding; and fuse_getxattr_in, the same, behind the nodeid
+# struct fuse_getxattr_out, and fuse_getxattr_in, of LISTXATTR too: size padding
 _GETXATTR_OUT = struct.Struct("=II")
-_NODE_ID_AND_GETXATTR_IN = struct.Struct("=16xQ16xI4x")
+_GETXATTR_IN = struct.Struct("=I4x")
 _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_out_header: len error unique
 _OUT_HEADER = struct.Struct("=IiQ")
 # struct fuse_notify_inval_inode_out: ino off len; a notice is a reply to request 0, its code in error
 _INVAL_INODE_OUT = struct.Struct("=Qqq")
 _NOTIFY_INVAL_INODE = 2
-_READ_SIZE = struct.Struct("=I")
-_READ_SIZE_AT = _IN_HEADER.size + 16
 
 OUT_HEADER_BYTES = _OUT_HEADER.size
 
@@ -87,12 +92,28 @@ def parse_head(frame: memoryview) -> tuple[int, int, int]:
     return opcode, unique, caller
 
 
-def parse_node(frame: memoryview | bytes) -> int:
-    """The inode number that a request is about; of a LOOKUP, MKDIR or RMDIR that of the directory."""
-    if len(frame) < _IN_HEADER.size:
+class Head(NamedTuple):
+    """What a request says before its body.
+
+    Attributes:
+        node: the inode number that it is about; of a LOOKUP, MKDIR or RMDIR that of the directory.
+        uid: whose caller it is, as gid.
+        caller: the thread that waits; 0 for one that is not in our PID namespace.
+    """
+
+    opcode: int
+    unique: int
+    node: int
+    uid: int
+    gid: int
+    caller: int
+
+
+def parse_request(frame: memoryview) -> tuple[Head, memoryview]:
+    """Any request: its head, and its body."""
+    if len(frame) < _HEAD.size:
         raise FrameError(f"a frame of {len(frame)} bytes has no header")
-    number: int = _NODE_ID.unpack_from(frame)[0]
-    return number
+    return Head._make(_HEAD.unpack_from(frame)), frame[_HEAD.size :]
 
 
 def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
@@ -107,56 +128,60 @@ def parse_read(frame: memoryview) -> tuple[int, int, int]:
     return handle, offset, size
 
 
+def parse_read_body(body: memoryview) -> tuple[int, int, int]:
+    """The same of a READDIRPLUS, without its head: which directory, from where, how many bytes at most."""
+    if len(body) < _READ_IN.size:
+        raise FrameError(f"a body of {len(body)} bytes ends inside its request")
+    handle, offset, size = _READ_IN.unpack_from(body)
+    return handle, offset, size
+
+
 def parse_seek(frame: memoryview) -> tuple[int, int, int]:
     """The body of an LSEEK: in which open file (handle), from where (offset), to what (whence)."""
     handle, offset, whence, _ = _body(_LSEEK_IN, frame)
     return handle, offset, whence
 
 
-def parse_list_names(frame: memoryview) -> tuple[int, int]:
-    """A LISTXATTR, its header too: whose names (inode), and how many bytes of them; 0 asks for their size."""
-    if len(frame) < _NODE_ID_AND_GETXATTR_IN.size:
-        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
-    inode, size = _NODE_ID_AND_GETXATTR_IN.unpack_from(frame)
-    return inode, size
+def _unpack(layout: struct.Struct, body: memoryview) -> int:
+    if len(body) < layout.size:
+        raise FrameError(f"a body of {len(body)} bytes ends inside its request")
+    value: int = layout.unpack_from(body)[0]
+    return value
 
 
-def parse_attribute_name(frame: memoryview) -> bytes:
-    """The name that a GETXATTR asks for; its header is that of :func:`parse_list_names`."""
-    if len(frame) <= _NODE_ID_AND_GETXATTR_IN.size:
-        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
-    return bytes(frame[_NODE_ID_AND_GETXATTR_IN.size :]).rstrip(b"\0")
+def parse_name(body: memoryview) -> bytes:
+    """The name that a LOOKUP or an RMDIR has."""
+    return bytes(body).rstrip(b"\0")
+
+
+def parse_mkdir(body: memoryview) -> bytes:
+    """The name that a MKDIR has."""
+    return bytes(body[_MKDIR_IN_BYTES:]).rstrip(b"\0")
+
+
+def parse_flags(body: memoryview) -> int:
+    """The flags of an OPEN; the mask of an ACCESS."""
+    return _unpack(_FLAGS_IN, body)
+
+
+def parse_release(body: memoryview) -> int:
+    """The handle that a RELEASE or RELEASEDIR ends."""
+    return _unpack(_RELEASE_IN, body)
+
+
+def parse_room(body: memoryview) -> int:
+    """How many bytes a GETXATTR or LISTXATTR has room for; 0 asks for their number."""
+    return _unpack(_GETXATTR_IN, body)
+
+
+def parse_attribute_name(body: memoryview) -> bytes:
+    """The name that a GETXATTR asks for."""
+    return bytes(body[_GETXATTR_IN.size :]).rstrip(b"\0")
 
 
 def parse_interrupt(frame: memoryview) -> int:
     """The *unique* of the request that an INTERRUPT wants to end."""
     return _body(_INTERRUPT_IN, frame)[0]
-
-
-def limit_read_size(frame: memoryview, limit: int) -> None:
-    """Lower the size that a READDIR or READDIRPLUS asks for to *limit* bytes."""
-    _, _, size = _body(_READ_IN, frame)
-    if size > limit:
-        _READ_SIZE.pack_into(frame, _READ_SIZE_AT, limit)
-
-
-def undo_request(frame: bytes, reply: memoryview, unique: int) -> bytes | None:
-    """The request that undoes what *reply* says was done for *frame*; None where nothing is to undo.
-
-    *unique* is its number. That is RELEASE for OPEN, RELEASEDIR for OPENDIR and RMDIR for MKDIR.
-    """
-    opcode, _, _ = parse_head(memoryview(frame))
-    handle = parse_open_reply(reply)
-    if handle is None:
-        return None
-    if opcode == Opcode.MKDIR:
-        undoing, body = Opcode.RMDIR, frame[_IN_HEADER.size + _MKDIR_IN.size :]
-    elif opcode in (Opcode.OPEN, Opcode.OPENDIR):
-        undoing = Opcode.RELEASE if opcode == Opcode.OPEN else Opcode.RELEASEDIR
-        body = _RELEASE_IN.pack(handle)
-    else:
-        return None
-    return _REQUEST_HEADER.pack(_IN_HEADER.size + len(body), undoing, unique, parse_node(frame)) + body
 
 
 def pack_reply_head(into: memoryview, at: int, unique: int, body_bytes: int) -> None:
@@ -170,7 +195,11 @@ def error_reply(unique: int, number: int) -> bytes:
 
 
 def drop_cache_notice(inode: int, offset: int, size: int) -> bytes:
-    """FUSE_NOTIFY_INVAL_INODE: let the kernel drop the cached pages of a stretch of a file."""
+    """FUSE_NOTIFY_INVAL_INODE: let the kernel forget attributes, and cached pages from *offset* on.
+
+    *size* 0 means all of them. For a negative *offset* only attributes are forgotten, and the kernel waits
+    for nothing.
+    """
     body = _INVAL_INODE_OUT.pack(inode, offset, size)
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), _NOTIFY_INVAL_INODE, 0) + body
 
@@ -180,15 +209,27 @@ def seek_reply(unique: int, offset: int) -> bytes:
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + _LSEEK_OUT.size, 0, unique) + _LSEEK_OUT.pack(offset)
 
 
-def list_names_reply(unique: int, names: bytes, size: int) -> bytes:
-    """The whole reply to a LISTXATTR that has room for *size* bytes; each of *names* ends in a NUL."""
-    if not size:
-        body = _GETXATTR_OUT.pack(len(names), 0)
-    elif size < len(names):
-        return error_reply(unique, errno.ERANGE)
-    else:
-        body = names
+def reply_to(unique: int, body: bytes) -> bytes:
+    """The whole reply to a request that was carried out."""
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), 0, unique) + body
+
+
+def sized_body(value: bytes, room: int) -> bytes:
+    """The body of a reply to GETXATTR or LISTXATTR, which have *room*.
+
+    Raises:
+        OSError: ERANGE where it is too little.
+    """
+    if not room:
+        return _GETXATTR_OUT.pack(len(value), 0)
+    if room < len(value):
+        raise OSError(errno.ERANGE, "the attribute is longer")
+    return value
+
+
+def open_body(handle: int, flags: int = 0, backing: int = 0) -> bytes:
+    """The body of a reply to OPEN or OPENDIR; *backing* is the number of a registered file."""
+    return _OPEN_OUT.pack(handle, flags, backing)
 
 
 # struct fuse_init_in: major minor max_readahead flags flags2 …
@@ -234,19 +275,7 @@ def parse_init(frame: memoryview) -> int:
     return low | (high << 32 if low & InitFlag.INIT_EXT else 0)
 
 
-def is_page_notice(reply: memoryview) -> bool:
-    """Whether this is a notice to drop cached pages, which the kernel may wait for, and no reply.
-
-    A negative offset drops attributes only, and waits for nothing.
-    """
-    if len(reply) < OUT_HEADER_BYTES + _INVAL_INODE_OUT.size:
-        return False
-    _, code, unique = _OUT_HEADER.unpack_from(reply)
-    offset = _INVAL_INODE_OUT.unpack_from(reply, OUT_HEADER_BYTES)[1]
-    return not unique and code == _NOTIFY_INVAL_INODE and offset >= 0
-
-
-def unique_of_reply(reply: memoryview) -> int:
+def unique_of_reply(reply: memoryview | bytes) -> int:
     """Which request a reply answers."""
     unique: int = _OUT_HEADER.unpack_from(reply)[2]
     return unique
@@ -273,14 +302,7 @@ def amend_init_reply(reply: bytes, offered: int, stack_depth: int) -> bytes:
     return bytes(amended)
 
 
-def parse_open_reply(reply: memoryview) -> int | None:
-    """The handle that a reply to OPEN gives; None where it is an error."""
-    if len(reply) < OUT_HEADER_BYTES + _OPEN_OUT.size:
-        return None
-    handle: int = _OPEN_OUT.unpack_from(reply, OUT_HEADER_BYTES)[0]
+def parse_handle(body: bytes) -> int:
+    """The handle in the body of a reply to OPEN or OPENDIR."""
+    handle: int = _OPEN_OUT.unpack_from(body)[0]
     return handle
-
-
-def amend_open_reply(reply: memoryview, handle: int, flags: int, backing: int) -> None:
-    """Let a reply to OPEN say *flags* and the number of a registered file."""
-    _OPEN_OUT.pack_into(reply, OUT_HEADER_BYTES, handle, flags, backing)

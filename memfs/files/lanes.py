@@ -7,7 +7,6 @@ are parked here, as values, and occupy no thread. This module starts no thread a
 
 import threading
 from collections.abc import Iterator
-from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -58,18 +57,21 @@ class Ticket:
         caller: the thread that waits for the reply; 0 where it is not in our pid namespace.
         lane: that of its target; None where it asks about none.
         frame: the whole request.
+        reads: whether it is a READ or an LSEEK.
     """
 
     unique: int
     caller: int
     lane: Lane | None
     frame: bytes
+    reads: bool = True
 
 
-TicketT = TypeVar("TicketT", bound=Ticket)
+HOUSE = Identity(0, 0)
+"""The target of requests that take long and ask about no process, or about all of them."""
 
 
-class Lanes(Generic[TicketT]):
+class Lanes:
     """The lanes of all targets. Many threads use them; no method waits for anything but a short lock."""
 
     def __init__(self) -> None:
@@ -78,7 +80,7 @@ class Lanes(Generic[TicketT]):
         self._users: WeakValueDictionary[int, _User] = WeakValueDictionary()
         self._uids: dict[Identity, int] = {}
         self._running = 0
-        self._parked: dict[int, TicketT] = {}
+        self._parked: dict[int, Ticket] = {}
 
     def lane_of(self, target: Identity) -> Lane:
         """The lane of *target*; it exists for as long as anyone holds it."""
@@ -107,7 +109,7 @@ class Lanes(Generic[TicketT]):
             self._uids[target] = uid
         return uid
 
-    def enter(self, ticket: TicketT) -> bool:
+    def enter(self, ticket: Ticket) -> bool:
         """Count *ticket* as running and return True; or, where its lane is full, park it."""
         lane = ticket.lane
         if lane is None:
@@ -125,7 +127,7 @@ class Lanes(Generic[TicketT]):
         with self._lock:
             self._count(lane, 1)
 
-    def leave(self, lane: Lane | None) -> TicketT | None:
+    def leave(self, lane: Lane | None) -> Ticket | None:
         """Count a request of *lane* as done; returns the one that may run now, counted already."""
         if lane is None:
             return None
@@ -140,16 +142,16 @@ class Lanes(Generic[TicketT]):
                     return ticket
         return None
 
-    def find(self, unique: int) -> TicketT | None:
+    def find(self, unique: int) -> Ticket | None:
         """The parked request of that number."""
         return self._parked.get(unique)
 
-    def withdraw(self, unique: int) -> TicketT | None:
+    def withdraw(self, unique: int) -> Ticket | None:
         """The same, which is parked no more."""
         with self._lock:
             return self._take(unique) if unique in self._parked else None
 
-    def _take(self, unique: int) -> TicketT:
+    def _take(self, unique: int) -> Ticket:
         ticket = self._parked.pop(unique)
         lane = ticket.lane
         assert lane is not None
