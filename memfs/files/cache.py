@@ -52,8 +52,8 @@ class CacheTrail:
 class CacheDropper:
     """Threads that tell the kernel what to drop.
 
-    The kernel waits there for pages that are still being read in: for a reply of the data plane, which
-    therefore must not wait itself. It may wait for ever where a target keeps a READ waiting, and no signal
+    The kernel waits there for pages that are still being read in: for a reply of the thread at the device,
+    which therefore must not wait itself. It may wait for ever where a target keeps a READ waiting, and no signal
     ends that. So there is one thread, and another where none has come back for a while.
     """
 

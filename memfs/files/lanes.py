@@ -33,11 +33,16 @@ class _User:
 
 
 class Lane:
-    """One target: how many of its requests run, and those that are parked, by their number."""
+    """One target: how many of its requests run, and those that are parked, by their number.
 
-    __slots__ = ("__weakref__", "running", "tickets", "user")
+    Attributes:
+        lanes: those to which it belongs.
+    """
 
-    def __init__(self, user: _User) -> None:
+    __slots__ = ("__weakref__", "lanes", "running", "tickets", "user")
+
+    def __init__(self, lanes: "Lanes", user: _User) -> None:
+        self.lanes = lanes
         self.user = user
         self.running = 0
         self.tickets: dict[int, Ticket] = {}
@@ -55,14 +60,14 @@ class Ticket:
     Attributes:
         unique: the kernel's number of it.
         caller: the thread that waits for the reply; 0 where it is not in our pid namespace.
-        lane: that of its target; None where it asks about none.
+        lane: that of its target.
         frame: the whole request.
         reads: whether it is a READ or an LSEEK.
     """
 
     unique: int
     caller: int
-    lane: Lane | None
+    lane: Lane
     frame: bytes
     reads: bool = True
 
@@ -93,7 +98,7 @@ class Lanes:
                     user = self._users.get(uid)
                     if user is None:
                         user = self._users[uid] = _User()
-                    lane = self._lanes[target] = Lane(user)
+                    lane = self._lanes[target] = Lane(self, user)
         return lane
 
     def _uid_of(self, target: Identity) -> int:
@@ -112,8 +117,6 @@ class Lanes:
     def enter(self, ticket: Ticket) -> bool:
         """Count *ticket* as running and return True; or, where its lane is full, park it."""
         lane = ticket.lane
-        if lane is None:
-            return True
         with self._lock:
             if not lane.tickets and self._has_room(lane):
                 self._count(lane, 1)
@@ -127,10 +130,8 @@ class Lanes:
         with self._lock:
             self._count(lane, 1)
 
-    def leave(self, lane: Lane | None) -> Ticket | None:
+    def leave(self, lane: Lane) -> Ticket | None:
         """Count a request of *lane* as done; returns the one that may run now, counted already."""
-        if lane is None:
-            return None
         with self._lock:
             self._count(lane, -1)
             if not self._parked:
@@ -154,7 +155,6 @@ class Lanes:
     def _take(self, unique: int) -> Ticket:
         ticket = self._parked.pop(unique)
         lane = ticket.lane
-        assert lane is not None
         del lane.tickets[unique]
         if not lane.tickets:
             del lane.user.parked[lane]

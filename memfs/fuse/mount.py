@@ -195,7 +195,7 @@ async def _serve(
             tree,
             handles,
             backings,
-            service.lanes,
+            service.read_lanes,
             forget_attributes=switch.forget_attributes,
             drop_pages=service.dropper.drop,
         )

@@ -109,7 +109,7 @@ class Server:
         with self._lock:
             if self.unique and self._target_lane is not None:
                 self._lane = self._target_lane
-                self._post.lanes.occupy(self._lane)
+                self._lane.lanes.occupy(self._lane)
 
     def give_up(self, unique: int) -> bool:
         """Note that someone else answers *unique*; False where this thread is not in it."""
@@ -152,7 +152,7 @@ class Server:
                     # Without this thread the whole mount would stand still.
                     log.exception("a request was lost")
             lane, self._lane = self._lane, None
-            if lane is not None and (ticket := post.lanes.leave(lane)) is not None:
+            if lane is not None and (ticket := lane.lanes.leave(lane)) is not None:
                 self._serve_lane(ticket)
             if not post.park(self):
                 self.reading.close()
@@ -160,13 +160,12 @@ class Server:
 
     def _serve_lane(self, ticket: Ticket | None) -> None:
         """Serve *ticket* and what its lane has parked, until no request of it may run."""
-        lanes = self._post.lanes
         while ticket is not None:
             try:
                 self._answer(memoryview(ticket.frame), ticket.lane)
             except Exception:
                 log.exception("a request was lost")
-            ticket = lanes.leave(ticket.lane)
+            ticket = ticket.lane.lanes.leave(ticket.lane)
 
     def _answer(self, frame: memoryview, lane: Lane | None = None) -> None:
         """Answer one request, as a thread of *lane* if that is given."""

@@ -51,7 +51,8 @@ class Service:
     Attributes:
         switch: the device.
         handles: the open files.
-        lanes: those of the targets.
+        lanes: those of the targets, for requests about names.
+        read_lanes: the same for READ and LSEEK, so that names can be looked up where reads are stuck.
         desk: what answers about names; set before :meth:`start`.
         interrupts: the requests whose callers got a signal.
         dropper: has the kernel drop cached pages.
@@ -80,6 +81,7 @@ class Service:
         self.switch = switch
         self.handles = handles
         self.lanes = Lanes()
+        self.read_lanes = Lanes()
         self.watch_sleeps = True
         self.dropper = CacheDropper(switch.drop_pages)
         self.interrupts = Interrupts(self._find_caller, self._interrupt)
@@ -118,12 +120,12 @@ class Service:
 
     def delegate(self, ticket: Ticket) -> None:
         """Have a request served by a thread of its lane, now or later."""
-        if self.lanes.enter(ticket):
+        if ticket.lane.lanes.enter(ticket):
             self._take_server().start(ticket)
 
     def _find_caller(self, unique: int) -> Waiting | None:
         """Who waits for a request; None where none does."""
-        ticket = self.lanes.find(unique)
+        ticket = self.lanes.find(unique) or self.read_lanes.find(unique)
         if ticket is not None:
             return Waiting(ticket.caller, ticket.reads)
         for server in list(self._servers):
@@ -134,7 +136,7 @@ class Service:
     def _interrupt(self, unique: int) -> None:
         """Answer a request with EINTR, wherever it is."""
         stuck = any(server.give_up(unique) for server in list(self._servers))
-        if stuck or self.lanes.withdraw(unique) is not None:
+        if stuck or self.lanes.withdraw(unique) or self.read_lanes.withdraw(unique):
             self.switch.reply(messages.error_reply(unique, errno.EINTR))
 
     def park(self, server: Server) -> bool:
@@ -164,6 +166,7 @@ class Service:
             leader = self._leader
             self._place(leader)
             self.interrupts.look()
+            self.desk.tidy()
             requests = leader.requests
             before, total = total, sum(server.requests for server in list(self._servers))
             if total - before >= _BUSY_REQUESTS:

@@ -10,10 +10,13 @@ PTRACE_MODE_ATTACH for mem; all at open.
 """
 
 import contextlib
+import copy
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
+from typing import Self
 
 import attrs
 
@@ -84,6 +87,43 @@ def _read_flags(identity: Identity) -> VmaFlags:
     return VmaFlags(uses, tuple(spans[start] for start in fetching))
 
 
+class _Files:
+    """What is open of one mm: closed by the last who holds it."""
+
+    def __init__(self, process: ProcessHandle) -> None:
+        self.process = process
+        self._descriptors: list[int] = []
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def add(self, fd: int) -> int:
+        """Take *fd* over; returns it."""
+        self._descriptors.append(fd)
+        return fd
+
+    def clear(self) -> None:
+        """Close the descriptors, but not the handle of the process."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def hold(self) -> bool:
+        """Hold it once more; False where it is closed already."""
+        with self._lock:
+            if not self._holders:
+                return False
+            self._holders += 1
+            return True
+
+    def let_go(self) -> None:
+        """Undo one hold."""
+        with self._lock:
+            self._holders -= 1
+            last = not self._holders
+        if last:
+            self.clear()
+            self.process.close()
+
+
 class AddressSpace(Space):
     """One mm of a running process, held open.
 
@@ -125,6 +165,7 @@ class AddressSpace(Space):
         self._watch: ExecWatch | None = None
         self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
+        self._files: _Files | None = _Files(self._process)
         try:
             self._open_all(memory, watched)
         except BaseException:
@@ -134,18 +175,21 @@ class AddressSpace(Space):
     def _open_all(self, memory: bool, watched: bool) -> None:
         # The descriptors are opened one by one, and an exec may come between two of them. Then they
         # would belong to two programs: so look whether the program is still the same, or try again.
+        files = self._files
+        assert files is not None
         before = self._process.ensure_same()
         for _ in range(_TRIES):
             self._watch = _try_to_watch(self.identity.pid) if watched else None
-            self._maps = self._open("maps")
-            self._pagemap = self._open("pagemap")
+            self._maps = files.add(self._open("maps"))
+            self._pagemap = files.add(self._open("pagemap"))
             if memory:
-                self.mem = self._open("mem")
+                self.mem = files.add(self._open("mem"))
             self.stat = self._process.ensure_same()
             if before.same_program(self.stat) and not (self.is_watched and self.has_changed):
                 return
             before = self.stat
-            self._close_files()
+            self._close_watch()
+            files.clear()
         raise TargetReplaced(f"process {self.identity.pid} runs one program after another", "try again")
 
     def _open(self, name: str) -> int:
@@ -158,20 +202,38 @@ class AddressSpace(Space):
         except (FileNotFoundError, ProcessLookupError):
             raise TargetExited(f"process {pid} has ended") from None
 
+    def again(self) -> Self | None:
+        """The same, for someone else who closes it; None where it was closed, or the program has changed.
+
+        Not for a space that is watched.
+
+        Raises:
+            TargetExited: the process has ended.
+        """
+        files = self._files
+        if files is None or not files.hold():
+            return None
+        try:
+            if self._process.ensure_same().same_program(self.stat):
+                return copy.copy(self)
+        except BaseException:
+            files.let_go()
+            raise
+        files.let_go()
+        return None
+
     def close(self) -> None:
         """Give all descriptors back; a second call does nothing."""
-        self._close_files()
-        self._process.close()
+        files, self._files = self._files, None
+        if files is not None:
+            self._close_watch()
+            self.mem = self._pagemap = self._maps = -1
+            files.let_go()
 
-    def _close_files(self) -> None:
+    def _close_watch(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
-        held = (self.mem, self._pagemap, self._maps)
-        self.mem = self._pagemap = self._maps = -1
-        for fd in held:
-            if fd >= 0:
-                os.close(fd)
 
     def gone(self) -> MemfsError:
         """The error for an mm that has no user any more: has the process ended, or exec'ed?"""

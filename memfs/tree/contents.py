@@ -21,6 +21,7 @@ from memfs.target.origins import Device
 from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.target.space import Space
 from memfs.tree.inodes import is_vma
+from memfs.tree.looks import Looks
 from memfs.tree.names import SNAPSHOT_XATTR, XATTR_PREFIX
 from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
 
@@ -41,6 +42,7 @@ class Contents:
 
     Attributes:
         own_device: that of the mount which shows them; None as long as there is none.
+        looks: what was opened of processes a moment ago.
     """
 
     def __init__(self, snapshots: Snapshots, *, full_cores: bool) -> None:
@@ -49,6 +51,7 @@ class Contents:
         self._snapshots = snapshots
         self._full_cores = full_cores
         self._flags = VmaFlagsCache()
+        self.looks = Looks(self._flags)
 
     def read_link(self, node: Node, caller: int) -> bytes:
         """Where the symbolic link *node* leads; *caller* is the pid or tid of who asks.
@@ -156,9 +159,9 @@ class Contents:
         if isinstance(owner, SnapshotId):
             return self._snapshots.get(owner).open()
         try:
-            return AddressSpace(
-                owner, self._flags, memory=memory, watched=watched, own_device=self.own_device
-            )
+            if not watched:
+                return self.looks.space(owner, memory=memory, own_device=self.own_device)
+            return AddressSpace(owner, self._flags, memory=memory, watched=True, own_device=self.own_device)
         except TargetExited as error:
             # Nothing is open yet: for who comes by name, a process that has ended is not there.
             raise NoSuchEntry(error.sentence) from None

@@ -101,7 +101,7 @@ class Inspector:
         began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
         try:
             if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
-                return _ownership_of(status or procfs.read_status(owner.pid), began_ns, live=True)
+                return _ownership_of(status or self._contents.looks.status(owner), began_ns, live=True)
         except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
             pass
         for _, id_ in self._snapshots.names(owner):

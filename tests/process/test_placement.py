@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import pytest
-from memfs.fuse.reader import DataPlane
 
 from memfs.files import placement as module
 from memfs.files.habits import ReadCounter
 from memfs.files.handles import Handles, OpenFile
 from memfs.files.placement import Placement
 from memfs.fuse.options import SpliceMode
+from memfs.fuse.service import Service
 from memfs.image.source import Workspace
 from memfs.image.text import Text
 from memfs.linux.procfs import read_last_cpu
+from memfs.linux.span import Span
 
 _ALL = os.sched_getaffinity(0)
 pytestmark = pytest.mark.skipif(len(_ALL) < 2, reason="there is one CPU: nothing to choose")
@@ -48,6 +49,8 @@ def _thread(cpu: int | None = None) -> Iterator[int]:
     finally:
         end.set()
         thread.join()
+        while os.path.exists(f"/proc/self/task/{number}"):  # Python's join comes before the kernel's end
+            os.sched_yield()
 
 
 @pytest.fixture
@@ -183,6 +186,9 @@ class _Device:
         self._requests.put(request)
         assert self._replies.get(timeout=30) == 16 + _BLOCK
 
+    def drop_pages(self, inode: int, span: Span) -> None:
+        """Nothing is cached here."""
+
     def end(self) -> None:
         """The file system is unmounted."""
         self._requests.put(b"")
@@ -193,25 +199,24 @@ def test_a_busy_reader_is_served_beside_it_and_read_ahead_for_elsewhere(
 ) -> None:
     device, handles, ended = _Device(), Handles(), threading.Event()
     monkeypatch.setattr(os, "readv", device.readv)
-    plane = DataPlane(
+    service = Service(
         device,  # type: ignore[arg-type] all that it uses
         handles,
         splice=SpliceMode.OFF,
         latency=None,
-        attribute_names=lambda _: b"",
         on_end=ended.set,
     )
     number = handles.add(OpenFile(_Endless(), ReadCounter(b"dd", uses_cache=False)))
-    plane.start()
+    service.start()
     cpu = min(_ALL)
     os.sched_setaffinity(0, {cpu})
     try:
         arranged = {cpu}, _ALL - {cpu}
         deadline = time.monotonic() + 30
-        while (_cpus(plane.leader.thread), _cpus(plane.ahead.thread)) != arranged:
+        while (_cpus(service._leader.thread), _cpus(service._ahead.thread)) != arranged:
             assert time.monotonic() < deadline
             device.read(number)
-        while _cpus(plane.leader.thread) != _ALL or _cpus(plane.ahead.thread) != _ALL:
+        while _cpus(service._leader.thread) != _ALL or _cpus(service._ahead.thread) != _ALL:
             assert time.monotonic() < deadline
     finally:
         os.sched_setaffinity(0, _ALL)

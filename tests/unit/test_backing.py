@@ -5,10 +5,8 @@ import os
 
 import pytest
 
-from memfs.files.backing import LEAST_BYTES, Backings
+from memfs.files.backing import LEAST_BYTES, Backings, PassedThrough
 from memfs.image.source import Backing
-
-_DIRECT_IO, _PASSTHROUGH = 1, 1 << 7
 
 
 class _Device(Backings):
@@ -32,35 +30,29 @@ def _object(number: int = 1, *, exact: bool = True) -> Backing:
 
 def test_all_readers_of_an_inode_are_passed_through_to_one_object_until_the_last_has_gone() -> None:
     backings = _Device()
-    assert backings.enter(5, 1, _object(), direct=False)
-    assert backings.enter(5, 2, _object(), direct=True)
-    assert backings.enter(5, 3, _object(exact=False), direct=False)
-    assert [backings.of_handle(handle) for handle in (1, 2, 3)] == [
-        (_PASSTHROUGH, 1),
-        (_PASSTHROUGH | _DIRECT_IO, 1),
-        (_PASSTHROUGH | _DIRECT_IO, 1),
-    ]
+    assert backings.enter(5, _object(), direct=False) == PassedThrough(1, direct=False)
+    assert backings.enter(5, _object(), direct=True) == PassedThrough(1, direct=True)
+    assert backings.enter(5, _object(exact=False), direct=False) == PassedThrough(1, direct=True)
     for other in (None, _object(2)):
         with pytest.raises(OSError, match="before") as refused:
-            backings.enter(5, 4, other, direct=False)
+            backings.enter(5, other, direct=False)
         assert refused.value.errno == errno.EBUSY
-    for handle in (1, 2):
-        backings.leave(5, handle)
+    for _ in range(2):
+        backings.leave(5)
     assert list(backings.registered) == [1]
-    backings.leave(5, 3)
+    backings.leave(5)
     assert backings.registered == {}
-    assert backings.of_handle(3) is None
 
 
 @pytest.mark.parametrize("first", [None, _object()])
 def test_who_reads_otherwise_keeps_an_inode_from_being_passed_through(first: Backing | None) -> None:
     backings = _Device()
-    assert not backings.enter(5, 1, first, direct=True)
-    assert not backings.enter(5, 2, _object(), direct=False)
-    assert backings.enter(6, 3, _object(), direct=False)
-    backings.leave(5, 1)
-    backings.leave(5, 2)
-    assert backings.enter(5, 4, _object(), direct=False)
+    assert not backings.enter(5, first, direct=True)
+    assert not backings.enter(5, _object(), direct=False)
+    assert backings.enter(6, _object(), direct=False)
+    backings.leave(5)
+    backings.leave(5)
+    assert backings.enter(5, _object(), direct=False)
 
 
 def test_nothing_is_registered_that_is_small_or_not_exact_or_not_wanted() -> None:
@@ -74,7 +66,7 @@ def test_nothing_is_registered_that_is_small_or_not_exact_or_not_wanted() -> Non
         ):
             backings = Backings(wanted=wanted)
             backings.accept(null)
-            assert not backings.enter(5, 1, backing, direct=False)
-            backings.leave(5, 1)
+            assert not backings.enter(5, backing, direct=False)
+            backings.leave(5)
     finally:
         os.close(null)

@@ -12,7 +12,7 @@ _GONE = 1 << 22
 """Above every pid: what belongs to no process that runs is one user's."""
 
 
-def _ticket(unique: int, lane: Lane | None) -> Ticket:
+def _ticket(unique: int, lane: Lane) -> Ticket:
     return Ticket(unique, 0, lane, b"")
 
 
@@ -32,11 +32,6 @@ def test_one_user_takes_no_place_of_another() -> None:
     mine = lanes.lane_of(Identity(os.getpid(), 0))
     assert not mine.is_delayed
     assert lanes.enter(_ticket(1000, mine))
-
-
-def test_a_request_about_no_target_never_waits() -> None:
-    lanes: Lanes = Lanes()
-    assert all(lanes.enter(_ticket(2 + 2 * number, None)) for number in range(1000))
 
 
 def test_a_parked_request_can_be_withdrawn_once() -> None:

@@ -1,6 +1,7 @@
 """FUSE frames: bytes from the device are a value or a FrameError, and replies are as fuse.h lays them out."""
 
 import contextlib
+import errno
 import struct
 from collections.abc import Callable
 
@@ -15,11 +16,13 @@ U32 = st.integers(0, (1 << 32) - 1)
 U64 = st.integers(0, (1 << 64) - 1)
 PARSERS = (
     messages.parse_head,
-    messages.parse_node,
-    messages.parse_attribute_name,
+    messages.parse_request,
+    messages.parse_read_body,
+    messages.parse_flags,
+    messages.parse_release,
+    messages.parse_room,
     messages.parse_read,
     messages.parse_seek,
-    messages.parse_list_names,
     messages.parse_interrupt,
     messages.parse_init,
 )
@@ -41,22 +44,6 @@ def test_any_bytes_are_a_value_or_a_frame_error(parse: Callable[[memoryview], ob
         assert parse(memoryview(data)) is not None
 
 
-@given(st.binary(max_size=160), U32)
-def test_any_list_request_is_limited_or_a_frame_error(data: bytes, limit: int) -> None:
-    frame = bytearray(data)
-    with contextlib.suppress(FrameError):
-        messages.limit_read_size(memoryview(frame), limit)
-        assert struct.unpack_from("<I", frame, 56)[0] <= limit
-    assert frame[:56] + frame[60:] == data[:56] + data[60:]
-
-
-@given(st.integers(0, 3), st.integers(0, 3))
-def test_a_list_request_keeps_a_size_within_the_limit(size: int, limit: int) -> None:
-    frame = request(28, 1, struct.pack("<QQIIQII", 7, 0, size, 0, 0, 0, 0))
-    messages.limit_read_size(frame, limit)
-    assert messages.parse_read(frame) == (7, 0, min(size, limit))
-
-
 @given(U32, U64, U32, U64, U64, U32)
 def test_a_read_request_is_read(
     opcode: int, unique: int, caller: int, handle: int, offset: int, size: int
@@ -72,18 +59,35 @@ def test_a_seek_request_is_read(handle: int, offset: int, whence: int) -> None:
     assert messages.parse_seek(frame) == (handle, offset, whence)
 
 
-@given(U32)
-def test_a_list_of_names_is_asked_of_an_inode(size: int) -> None:
-    assert messages.parse_list_names(request(23, 7, struct.pack("<II", size, 0))) == (1, size)
+@given(U32, U64, U64, U32, U32, U32, st.binary(max_size=40))
+def test_any_request_has_a_head_and_a_body(
+    opcode: int, unique: int, node: int, uid: int, gid: int, caller: int, body: bytes
+) -> None:
+    frame = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, node, uid, gid, caller, 4, 5) + body
+    assert messages.parse_request(memoryview(frame)) == ((opcode, unique, node, uid, gid, caller), body)
 
 
-@given(U64, st.binary(max_size=100), U32)
-def test_names_are_told_or_counted_or_are_too_many(unique: int, names: bytes, size: int) -> None:
-    assert messages.list_names_reply(unique, names, 0) == struct.pack("<IiQII", 24, 0, unique, len(names), 0)
-    whole = struct.pack("<IiQ", 16 + len(names), 0, unique) + names
-    assert messages.list_names_reply(unique, names, max(1, len(names))) == whole
-    if 0 < size < len(names):
-        assert messages.list_names_reply(unique, names, size) == struct.pack("<IiQ", 16, -34, unique)
+@given(st.binary(max_size=60).filter(lambda name: not name.endswith(b"\0")), U32, U64)
+def test_bodies_of_requests_are_read(name: bytes, number: int, handle: int) -> None:
+    """struct fuse_mkdir_in, fuse_getxattr_in, fuse_open_in, fuse_access_in and fuse_release_in."""
+    assert messages.parse_name(memoryview(name + b"\0")) == name
+    assert messages.parse_mkdir(memoryview(struct.pack("<II", number, 0o22) + name + b"\0")) == name
+    asked = memoryview(struct.pack("<II", number, 0) + name + b"\0")
+    assert (messages.parse_room(asked), messages.parse_attribute_name(asked)) == (number, name)
+    assert messages.parse_flags(memoryview(struct.pack("<II", number, 0))) == number
+    assert messages.parse_release(memoryview(struct.pack("<QIIQ", handle, 1, 2, 3))) == handle
+    listing = memoryview(struct.pack("<QQIIQII", handle, 5, number, 0, 0, 0, 0))
+    assert messages.parse_read_body(listing) == (handle, 5, number)
+
+
+@given(st.binary(max_size=100), U32)
+def test_a_value_is_told_or_counted_or_is_too_long(value: bytes, room: int) -> None:
+    assert messages.sized_body(value, 0) == struct.pack("<II", len(value), 0)
+    assert messages.sized_body(value, max(1, len(value))) == value
+    if 0 < room < len(value):
+        with pytest.raises(OSError, match="longer") as refused:
+            messages.sized_body(value, room)
+        assert refused.value.errno == errno.ERANGE
 
 
 @given(U64)
@@ -143,41 +147,10 @@ def test_a_refusal_of_init_stays_as_it_is() -> None:
     assert messages.amend_init_reply(refusal, DIRECT_IO_ALLOW_MMAP, 2) == refusal
 
 
-@given(U64, U32, U32, st.integers(0, (1 << 31) - 1))
-def test_the_reply_to_an_open_can_name_a_registered_file(
-    handle: int, flags: int, other_flags: int, backing: int
-) -> None:
-    reply = bytearray(struct.pack("<IiQQII", 32, 0, 9, handle, flags, 0))
-    assert messages.parse_open_reply(memoryview(reply)) == handle
-    messages.amend_open_reply(memoryview(reply), handle, other_flags, backing)
-    assert reply == struct.pack("<IiQQIi", 32, 0, 9, handle, other_flags, backing)
-    assert messages.parse_open_reply(memoryview(messages.error_reply(9, 13))) is None
-
-
-@given(U64, U64, U64)
-def test_a_late_reply_is_undone_by_the_request_that_the_kernel_would_have_sent(
-    node: int, handle: int, unique: int
-) -> None:
-    opened = memoryview(struct.pack("<IiQQIi", 32, 0, 2, handle, 0, 0))
-    refused = memoryview(struct.pack("<IiQ", 16, -13, 2))
-    for opcode, undoing in ((14, 18), (27, 29)):  # OPEN, RELEASE; OPENDIR, RELEASEDIR
-        asked = struct.pack("<IIQQIIIHH", 48, opcode, 2, node, 0, 0, 77, 0, 0) + bytes(8)
-        head = struct.pack("<IIQQIIIHH", 64, undoing, unique, node, 0, 0, 0, 0, 0)
-        assert messages.undo_request(asked, opened, unique) == head + struct.pack("<QIIQ", handle, 0, 0, 0)
-        assert messages.undo_request(asked, refused, unique) is None
-    made = struct.pack("<IIQQIIIHHII", 51, 9, 2, node, 0, 0, 77, 0, 0, 0o777, 0o22) + b"a\0"
-    made = struct.pack("<I", len(made)) + made[4:]
-    head = struct.pack("<IIQQIIIHH", 42, 11, unique, node, 0, 0, 0, 0, 0)
-    assert (
-        messages.undo_request(made, memoryview(struct.pack("<IiQ", 144, 0, 2) + bytes(128)), unique)
-        == head + b"a\0"
-    )
-    looked_up = struct.pack("<IIQQIIIHH", 42, 1, 2, node, 0, 0, 77, 0, 0) + b"a\0"
-    assert messages.undo_request(looked_up, opened, unique) is None
-
-
-@given(st.integers(-1, 1 << 40))
-def test_only_a_notice_that_drops_pages_can_make_the_kernel_wait(offset: int) -> None:
-    notice = struct.pack("<IiQQqq", 40, 2, 0, 7, offset, 0)
-    assert messages.is_page_notice(memoryview(notice)) == (offset >= 0)
-    assert not messages.is_page_notice(memoryview(struct.pack("<IiQQqq", 40, 0, 2, 7, offset, 0)))
+@given(U64, U32, st.integers(0, (1 << 31) - 1))
+def test_the_reply_to_an_open_can_name_a_registered_file(handle: int, flags: int, backing: int) -> None:
+    """struct fuse_open_out."""
+    body = messages.open_body(handle, flags, backing)
+    assert body == struct.pack("<QIi", handle, flags, backing)
+    assert messages.parse_handle(body) == handle
+    assert messages.reply_to(9, body) == struct.pack("<IiQ", 32, 0, 9) + body
