@@ -53,8 +53,8 @@ class CacheDropper:
     """Threads that tell the kernel what to drop.
 
     The kernel waits there for pages that are still being read in: for a reply of the thread at the device,
-    which therefore must not wait itself. It may wait for ever where a target keeps a READ waiting, and no signal
-    ends that. So there is one thread, and another where none has come back for a while.
+    which therefore must not wait itself. It may wait for ever where a target keeps a READ waiting, and no
+    signal ends that. So there is one thread, and another where none has come back for a while.
     """
 
     def __init__(self, tell: Callable[[int, Span], object]) -> None:

@@ -18,7 +18,7 @@ _HEAD_AT = HEADER_ROOM - messages.OUT_HEADER_BYTES
 
 
 class Reading:
-    """How one thread answers READ and LSEEK; it owns the workspace.
+    """How one thread answers READ and LSEEK; it owns its workspace.
 
     Attributes:
         reader: the thread that it had something read ahead for the last time; 0 where the page cache
@@ -32,11 +32,19 @@ class Reading:
         self._splice_mode = splice
         self._ahead = ahead
         self._dropper = dropper
-        self._workspace = Workspace()
+        self._workspace: Workspace | None = None
 
     def close(self) -> None:
         """Give the workspace back."""
-        self._workspace.close()
+        if self._workspace is not None:
+            self._workspace.close()
+
+    @property
+    def _space(self) -> Workspace:
+        """The workspace: a thread that reads nothing needs none."""
+        if self._workspace is None:
+            self._workspace = Workspace()
+        return self._workspace
 
     def read(self, file: OpenFile, unique: int, caller: int, offset: int, size: int) -> None:
         """Answer the READ *unique* of thread *caller*.
@@ -78,13 +86,13 @@ class Reading:
         return trace
 
     def _copy(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
-        workspace = self._workspace
+        workspace = self._space
         size = file.source.read_into(offset, workspace.data[:size], workspace)
         messages.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
         self._reply(workspace.whole[_HEAD_AT : HEADER_ROOM + size])
 
     def _splice(self, file: OpenFile, unique: int, offset: int, size: int) -> None:
-        workspace = self._workspace
+        workspace = self._space
         size = file.source.clip(offset, size).size
         messages.pack_reply_head(workspace.whole, _HEAD_AT, unique, size)
         file.source.splice_to(offset, size, messages.OUT_HEADER_BYTES, workspace)
@@ -100,11 +108,11 @@ class Reading:
         if offset >= source.size_bytes:
             raise OSError(errno.ENXIO, "the offset lies behind the end")
         if whence == messages.Whence.DATA:
-            found = source.next_data(offset, self._workspace)
+            found = source.next_data(offset, self._space)
             if found >= source.size_bytes:
                 raise OSError(errno.ENXIO, "there is only a hole from here on")
         elif whence == messages.Whence.HOLE:
-            found = source.next_hole(offset, self._workspace)
+            found = source.next_hole(offset, self._space)
             if (trace := self._trace_of(file)) is not None and trace.enter():
                 trace.expect(offset, found)
                 trace.leave()

@@ -84,7 +84,7 @@ class Server:
         self._given_up = False
         self._ticket: Ticket | None = None
         self._lane: Lane | None = None
-        self._frame = memoryview(bytearray(_FRAME_BYTES))
+        self._frame: memoryview | None = None
 
     @property
     def busy(self) -> bool:
@@ -124,39 +124,47 @@ class Server:
     def _run(self) -> None:
         self.thread = threading.get_native_id()
         post = self._post
-        device = post.switch.device
-        room = [self._frame]
         while True:
             self._turn.wait()
             self._turn.clear()
             ticket, self._ticket = self._ticket, None
             if ticket is not None:
                 self._serve_lane(ticket)
-            while post.is_at_device(self):
-                try:
-                    length = os.readv(device, room)
-                except OSError as error:
-                    # ENOENT: the request was aborted while it was being read.
-                    if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
-                        continue
-                    if error.errno != errno.ENODEV:
-                        log.error("cannot read the FUSE device: %s", error)
-                    post.note_end()
-                    return
-                self.requests += 1
-                if post.watch_sleeps:
-                    post.wake_watch()
-                try:
-                    self._answer(self._frame[:length])
-                except Exception:
-                    # Without this thread the whole mount would stand still.
-                    log.exception("a request was lost")
+            if post.is_at_device(self) and not self._serve_device():
+                post.note_end()
+                return
             lane, self._lane = self._lane, None
             if lane is not None and (ticket := lane.lanes.leave(lane)) is not None:
                 self._serve_lane(ticket)
             if not post.park(self):
                 self.reading.close()
                 return
+
+    def _serve_device(self) -> bool:
+        """Take requests from the device as long as that is our place; False where the mount has ended."""
+        if self._frame is None:
+            self._frame = memoryview(bytearray(_FRAME_BYTES))
+        post, device, frame = self._post, self._post.switch.device, self._frame
+        room = [frame]
+        while post.is_at_device(self):
+            try:
+                length = os.readv(device, room)
+            except OSError as error:
+                # ENOENT: the request was aborted while it was being read.
+                if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    continue
+                if error.errno != errno.ENODEV:
+                    log.error("cannot read the FUSE device: %s", error)
+                return False
+            self.requests += 1
+            if post.watch_sleeps:
+                post.wake_watch()
+            try:
+                self._answer(frame[:length])
+            except Exception:
+                # Without this thread the whole mount would stand still.
+                log.exception("a request was lost")
+        return True
 
     def _serve_lane(self, ticket: Ticket | None) -> None:
         """Serve *ticket* and what its lane has parked, until no request of it may run."""
