@@ -17,6 +17,7 @@ from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
 from memfs.linux.execwatch import ExecWatch
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
+from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
@@ -142,10 +143,13 @@ class Freezing:
             self._aside.prepare(list(_all_private(layout, self._known)), layout, limited=False)
 
     def _stop_and_copy(self, patience_s: float) -> None:
-        stopped = StoppedProcess(self._pid, self._architecture, time.monotonic() + self._request.stop_s)
-        self._stopped = stopped
-        _come_first(True)
-        self._looks.run(lambda: _come_first(True), _LOOK_S)
+        self._looks.run(take_first_place, _LOOK_S)
+        with first_place(self._pid) as lenders:
+            deadline = time.monotonic() + self._request.stop_s
+            self._stopped = StoppedProcess(self._pid, self._architecture, deadline, lenders)
+            self._copy_stopped(self._stopped, patience_s)
+
+    def _copy_stopped(self, stopped: StoppedProcess, patience_s: float) -> None:
         self._mark()
         try:
             stopped.stop()
@@ -162,7 +166,6 @@ class Freezing:
             self._mark()
         finally:
             stopped.release()
-            _come_first(False)
         self._mark()
 
     def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
@@ -277,13 +280,6 @@ def _is_open_to_its_user(pid: int) -> bool:
     """
     owner = os.stat(f"/proc/{pid}/mem").st_uid
     return may_trace_all() and owner not in (0, os.geteuid())
-
-
-def _come_first(first: bool) -> None:
-    """While a process stands still, whoever is to let it go on has the CPU before all others."""
-    policy, priority = (os.SCHED_RR, 1) if first else (os.SCHED_OTHER, 0)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
 
 
 @contextlib.contextmanager

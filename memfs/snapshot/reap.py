@@ -12,6 +12,7 @@ from collections.abc import Callable
 from memfs.errors import MemfsError
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture
+from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.values import Reaping
 from memfs.target import fork, restartable
 from memfs.target.bounded import BoundedLooks
@@ -64,7 +65,20 @@ def _reap_by(
     looks: BoundedLooks,
 ) -> bool:
     """Stop a process, or *only* one thread of it, end *copy* if there is one, and have it reaped."""
-    stopped = StoppedProcess(reaping.identity.pid, architecture, time.monotonic() + _STOP_S)
+    with first_place(reaping.identity.pid) as lenders:
+        deadline = time.monotonic() + _STOP_S
+        stopped = StoppedProcess(reaping.identity.pid, architecture, deadline, lenders)
+        return _reap_stopped(stopped, only, copy, reaping, process, looks)
+
+
+def _reap_stopped(
+    stopped: StoppedProcess,
+    only: int | None,
+    copy: Tracee | None,
+    reaping: Reaping,
+    process: ProcessHandle,
+    looks: BoundedLooks,
+) -> bool:
     try:
         process.ensure_same()
         stopped.stop(only)
@@ -73,6 +87,7 @@ def _reap_by(
         area = restartable.read_area(thread)
         call_address = looks.run(functools.partial(_find_call, stopped, thread, area), _STEP_S)
         if copy is not None:
+            take_first_place(copy.pid)
             copy.end()
         fork.reap_child(stopped, fork.Means(thread, call_address, _STEP_S), reaping.number)
     except ChildProcessError:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from memfs.errors import CannotFreeze, MemfsError, TargetExited
 from memfs.linux import ptrace, wire
 from memfs.linux.arch import this_architecture
+from memfs.linux.inheritance import prepare_to_lend
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.reap import reap
 from memfs.snapshot.values import Reaping, Request
@@ -36,6 +37,7 @@ def work(channel: socket.socket) -> None:
     gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     ptrace.prepare_to_wait()
+    prepare_to_lend()
     try:
         request, _ = wire.receive(channel)
     except EOFError:

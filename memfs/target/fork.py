@@ -11,6 +11,7 @@ and the target, stopped again for the blink of one call, reaps it.
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from memfs.errors import CannotFreeze, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Call
 from memfs.linux.ptrace import WAIT_ALL, Option
+from memfs.linux.scheduling import has_deadline, may_fork
 from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
@@ -88,13 +90,14 @@ def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
     """
     pid = stopped.pid
     try:
-        with _running(stopped, means, Option.EXIT_KILL) as injection:
+        with _running(stopped, means, Option.EXIT_KILL) as injection, may_fork(means.thread):
             if hide:
                 _close_to_others(injection)
             helper = Tracee(injection.clone(_HELPER_FLAGS))
             try:
+                stopped.hurry(helper.pid)
                 helper.await_birth(means.patience_s)
-                return _copy_by(helper, injection, means.patience_s)
+                return _copy_by(helper, injection, stopped, means.patience_s)
             finally:
                 injection.give_up(helper)
     except Killed:
@@ -146,6 +149,7 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
     """One thread of *stopped*, to run calls for us."""
     thread = means.thread
     registers = stopped.registers[thread]
+    stopped.hurry(thread)
     injection = Injection(
         thread, registers, stopped.architecture, means.call_address, means.patience_s, extra=extra
     )
@@ -163,7 +167,7 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
 
 
 def choose_thread(stopped: StoppedProcess) -> int:
-    """The thread to run our calls: best one that waits in a call of its own.
+    """The thread to run our calls: best one that waits in a call of its own, and has no deadline.
 
     Raises:
         CannotFreeze: all are in 32-bit mode.
@@ -177,15 +181,17 @@ def choose_thread(stopped: StoppedProcess) -> int:
             cause=errno.EOPNOTSUPP,
         )
     waiting = (tid for tid in native if architecture.call_number(stopped.registers[tid]) >= 0)
-    return next(waiting, native[0])
+    best = (tid for tid in itertools.chain(waiting, native) if not has_deadline(tid))
+    return next(best, native[0])
 
 
-def _copy_by(helper: Tracee, parent: Injection, patience_s: float) -> Tracee:
+def _copy_by(helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float) -> Tracee:
     injection = parent.beside(helper.pid, extra=Option.EXIT_KILL)
     injection.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
     injection.call(Call.SETSID)
     copy = Tracee(injection.clone(_CLONE_PARENT))
     try:
+        stopped.hurry(copy.pid)
         copy.await_birth(patience_s)
     except BaseException:
         parent.give_up(copy)
@@ -194,6 +200,11 @@ def _copy_by(helper: Tracee, parent: Injection, patience_s: float) -> Tracee:
 
 
 def settle(copy: Tracee) -> None:
-    """What is to be done of a copy once the target goes on: memory short, it goes before anyone else."""
+    """What is to be done of a copy once the target goes on.
+
+    Memory short, it goes before anyone else. All that it ever runs is its own end, which is not urgent.
+    """
     with contextlib.suppress(OSError), open(f"/proc/{copy.pid}/oom_score_adj", "wb") as file:
         file.write(_FIRST_TO_BE_KILLED)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(copy.pid, os.SCHED_OTHER, os.sched_param(0))

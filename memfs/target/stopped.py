@@ -17,10 +17,13 @@ from collections.abc import Callable
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Architecture, Registers
+from memfs.linux.inheritance import Lenders
 from memfs.linux.ptrace import Event, RegisterSet, Status
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
+_S_PER_THREAD = 0.0003
+"""How much longer it takes for each thread that there is: ten times what it took where it was measured."""
 _ENDED = frozenset((b"Z", b"X", b"x"))
 _STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 
@@ -33,8 +36,16 @@ class StoppedProcess:
         unreaped: children that it was made to have, which have ended, by the numbers that it knows them by.
     """
 
-    def __init__(self, pid: int, architecture: Architecture, deadline: float) -> None:
-        """*deadline*, by ``time.monotonic()``, is when to give up waiting for a thread."""
+    def __init__(
+        self, pid: int, architecture: Architecture, deadline: float, lenders: Lenders | None = None
+    ) -> None:
+        """Nothing is stopped yet.
+
+        Args:
+            deadline: when to give up waiting for a thread, by ``time.monotonic()``; that there are many is
+                allowed for.
+            lenders: of the priority that a thread of it needs to stop, or to run a call of ours, at once.
+        """
         self.pid = pid
         self.architecture = architecture
         self.registers: dict[int, Registers] = {}
@@ -44,6 +55,7 @@ class StoppedProcess:
         self._stopping: set[int] = set()
         self._seized: set[int] = set()
         self._deadline = deadline
+        self._lenders = lenders
 
     # Stopping
 
@@ -58,6 +70,7 @@ class StoppedProcess:
         seen: set[int] = set()
         while new := ({only} if only is not None else self._tids()) - seen:
             seen |= new
+            self._deadline += len(new) * _S_PER_THREAD
             seized = [tid for tid in sorted(new) if self._seize(tid)]
             for tid in seized:
                 self._await_stop(tid)
@@ -112,6 +125,9 @@ class StoppedProcess:
             self.registers[tid] = ptrace.get_registers(tid, self.architecture.registers)
 
     def _wait(self, tid: int) -> Status:
+        with contextlib.suppress(TimeoutError):
+            return ptrace.wait(tid, 0.0)
+        self.hurry(tid)
         try:
             return ptrace.wait(tid, self._deadline)
         except TimeoutError:
@@ -119,6 +135,11 @@ class StoppedProcess:
                 f"thread {tid} of process {self.pid} does not come out of the kernel to stop",
                 "it waits for a device, a server or a child of vfork: try again later",
             ) from None
+
+    def hurry(self, tid: int) -> None:
+        """Have *tid*, a tracee of ours, have a CPU before all others when it runs."""
+        if self._lenders is not None:
+            self._lenders.lend(tid)
 
     # Looking
 
@@ -157,6 +178,8 @@ class StoppedProcess:
         Call it again for these, from the thread that seized them: should it end before, they would go on
         with registers that are not theirs.
         """
+        if self._lenders is not None:
+            self._lenders.take_back()  # a thread that goes on with it would come before us
         for tid, restore in tuple(self._kept.items()):
             with contextlib.suppress(TimeoutError):
                 restore(self.pid)
