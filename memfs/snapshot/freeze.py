@@ -15,6 +15,7 @@ from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
 from memfs.linux.arch import Architecture, this_architecture
+from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
 from memfs.snapshot.priority import first_place, take_first_place
@@ -207,10 +208,15 @@ class Freezing:
     def _describe(self) -> Frozen:
         copy = None
         copy_number = 0
+        why_bound = ""
         uses = self._known.uses
         files: dict[ObjectKey, FileState] = {}
         if self._copy is not None:
             fork.settle(self._copy)
+            try:
+                move_apart(self._copy.pid)
+            except OSError as error:
+                why_bound = os.strerror(error.errno or errno.EIO)
             copy, copy_number = identify(self._copy.pid), self._copy.inner_number
             uses = self._flags.pin(copy).uses
             with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
@@ -240,6 +246,7 @@ class Freezing:
             uses=uses,
             fetched=self._known.fetched,
             files=files,
+            why_bound=why_bound,
         )
 
     def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:

@@ -6,6 +6,7 @@ Taking one waits for a worker, up to a second or so: these calls belong in a thr
 import contextlib
 import functools
 import itertools
+import logging
 import socket
 import threading
 import time
@@ -31,6 +32,8 @@ from memfs.target.origins import Device
 
 MOST_OF_A_PROCESS = 16
 MOST_IN_ALL = 64
+
+log = logging.getLogger(__name__)
 
 _STOP_S = (0.05, 0.1, 0.2)
 """How long each attempt waits for the threads to stop: those that have stopped wait meanwhile."""
@@ -64,6 +67,7 @@ class Snapshots:
         self._coming: dict[Identity, Future[None]] = {}
         self._held: dict[SnapshotId, Snapshot] = {}
         self._serials = itertools.count(1)
+        self._told_of_bound = False
         self._lock = threading.Lock()
 
     # By name
@@ -289,6 +293,14 @@ class Snapshots:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             patience_s += procfs.read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
         frozen, aside, hold = self._workers.take(request, patience_s)
+        if frozen.why_bound and not self._told_of_bound:
+            self._told_of_bound = True
+            log.warning(
+                "a snapshot of process %d stays in a cgroup that is killed as a whole (%s): should the machine "
+                "run out of memory, both go",
+                identity.pid,
+                frozen.why_bound,
+            )
         with self._lock:
             id_ = SnapshotId(identity, next(self._serials))
         snapshot = Snapshot(id_, frozen, aside, functools.partial(self._workers.let_go, hold), self._forget)

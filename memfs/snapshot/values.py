@@ -113,6 +113,7 @@ class Frozen:
         uses: what smaps says of each VMA of the copy, by its start address.
         fetched: where a userfaultfd supplied missing pages, which no one does now.
         files: the mapped files, as they were just after.
+        why_bound: why the copy stays in a cgroup whose processes are killed with it; empty where it does not.
     """
 
     identity: Identity
@@ -129,3 +130,4 @@ class Frozen:
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
     files: ReadOnlyDict[ObjectKey, FileState]
+    why_bound: str = ""
