@@ -296,8 +296,7 @@ class Snapshots:
         if frozen.why_bound and not self._told_of_bound:
             self._told_of_bound = True
             log.warning(
-                "a snapshot of process %d stays in a cgroup that is killed as a whole (%s): should the "
-                "machine run out of memory, both go",
+                "a snapshot of process %d stays in a cgroup that is killed as a whole (%s)",
                 identity.pid,
                 frozen.why_bound,
             )
