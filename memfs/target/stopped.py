@@ -179,7 +179,8 @@ class StoppedProcess:
         with registers that are not theirs.
         """
         if self._lenders is not None:
-            self._lenders.take_back()  # a thread that goes on with it would come before us
+            self._lenders.take_back()  # a thread that goes on with it would hold up whoever takes it back
+            self._lenders = None
         for tid, restore in tuple(self._kept.items()):
             with contextlib.suppress(TimeoutError):
                 restore(self.pid)
