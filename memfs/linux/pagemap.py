@@ -69,24 +69,34 @@ _FORMS = (
 
 # Plain numbers, since arithmetic on an IntFlag costs a microsecond and each READ comes by here.
 _KNOWN = int(_Category.PRESENT | _Category.SWAPPED)
+_PRESENT = int(_Category.PRESENT)
 _NO_PAGE = int(_Category.GUARD | _Category.PFNZERO)
 _FILE = int(_Category.FILE)
 _ENTRY_KNOWN = int(_Entry.PRESENT | _Entry.SWAPPED)
+_ENTRY_PRESENT = int(_Entry.PRESENT)
 _ENTRY_GUARD = int(_Entry.GUARD)
 _ENTRY_FILE = int(_Entry.FILE)
 
 
+_HELD = (PageKind.OWN, PageKind.FILE)
+
+
 @attrs.frozen
 class PageRun:
-    """Neighbouring pages of one kind."""
+    """Neighbouring pages of one kind.
+
+    Attributes:
+        swapped: whether they are swapped out; such pages, and others of their kind, make two runs.
+    """
 
     span: Span
     kind: PageKind
+    swapped: bool = False
 
     @property
     def held(self) -> bool:
         """Whether the page tables hold pages for it, in memory or swapped out."""
-        return self.kind is PageKind.OWN or self.kind is PageKind.FILE
+        return self.kind in _HELD
 
 
 class Scanner:
@@ -130,12 +140,13 @@ class Scanner:
             for start, end, categories in list(
                 _REGION.iter_unpack(self._regions_view[: count * _REGION.size])
             ):
-                yield PageRun(Span(start, end), _kind_of(categories))
+                kind = _kind_of(categories)
+                yield PageRun(Span(start, end), kind, kind in _HELD and not categories & _PRESENT)
             if not count:
                 return
 
     def held_end(self, pagemap: int, start: int, end: int) -> int:
-        """Up to where from *start* on, *end* at most, pages of one kind are held; all page-aligned.
+        """Up to where from *start* on, *end* at most, pages are in memory; all page-aligned.
 
         The same as the first of :meth:`runs`, for who reads page after page: without a value or an
         iterator made.
@@ -143,9 +154,9 @@ class Scanner:
         count = self._ask(pagemap, start, end, 1, files=False)
         if count < 0:
             run = next(_read_entries(pagemap, Span(start, end), files=False), None)
-            return run.span.end if run is not None and run.held else start
+            return run.span.end if run is not None and run.held and not run.swapped else start
         first, until, categories = _REGION.unpack_from(self._regions_view)
-        if not count or first != start or not categories & _KNOWN or categories & _NO_PAGE:
+        if not count or first != start or not categories & _PRESENT or categories & _NO_PAGE:
             return start
         return int(until)
 
@@ -188,18 +199,19 @@ def _read_entries(pagemap: int, span: Span, *, files: bool) -> Iterator[PageRun]
     counts as UNTOUCHED.
     """
     run: PageRun | None = None
-    for piece, kind in _entry_kinds(pagemap, span, files=files):
-        if run is not None and run.kind == kind:
-            run = PageRun(Span(run.span.start, piece.end), kind)
+    for found in _entry_runs(pagemap, span, files=files):
+        if run is not None and (run.kind, run.swapped) == (found.kind, found.swapped):
+            run = PageRun(Span(run.span.start, found.span.end), run.kind, run.swapped)
         else:
             if run is not None:
                 yield run
-            run = PageRun(piece, kind)
+            run = found
     if run is not None:
         yield run
 
 
-def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Span, PageKind]]:
+def _entry_runs(pagemap: int, span: Span, *, files: bool) -> Iterator[PageRun]:
+    """A run for each page, or for more."""
     at = span.start
     while at < span.end:
         wanted = min((span.end - at) // PAGE_BYTES, _ENTRIES_A_READ)
@@ -207,7 +219,9 @@ def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Spa
         if not entries:
             return
         if entries == _NO_ENTRIES[: len(entries)]:
-            yield Span(at, at := at + len(entries) // _ENTRY_BYTES * PAGE_BYTES), PageKind.UNTOUCHED
+            end = at + len(entries) // _ENTRY_BYTES * PAGE_BYTES
+            yield PageRun(Span(at, end), PageKind.UNTOUCHED)
+            at = end
             continue
         for (entry,) in struct.iter_unpack("=Q", entries):
             if not entry & _ENTRY_KNOWN:
@@ -216,4 +230,5 @@ def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Spa
                 kind = PageKind.EMPTY
             else:
                 kind = PageKind.FILE if files and entry & _ENTRY_FILE else PageKind.OWN
-            yield Span(at, at := at + PAGE_BYTES), kind
+            swapped = kind in _HELD and not entry & _ENTRY_PRESENT
+            yield PageRun(Span(at, at := at + PAGE_BYTES), kind, swapped)

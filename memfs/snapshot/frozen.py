@@ -5,7 +5,7 @@ the copy ends.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from memfs.errors import RangeUnmapped, TargetExited
@@ -80,6 +80,14 @@ class FrozenSpace(Space):
 
     def read_waiting(self, address: int, view: memoryview) -> int:
         raise unmapped(address)  # no one supplies pages to a copy
+
+    def expect_swapped(self, spans: Sequence[Span], *, ahead: bool) -> None:
+        if self._copy is not None:
+            self._copy.expect_swapped(spans, ahead=ahead)
+
+    def put_back(self, spans: Sequence[Span]) -> None:
+        if self._copy is not None:
+            self._copy.put_back(spans)
 
     def open_backing(self, mapping: Mapping) -> int:
         if self._copy is None:

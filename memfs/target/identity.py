@@ -2,11 +2,14 @@
 
 import os
 import select
+from collections.abc import Sequence
 
 import attrs
 
 from memfs.errors import NoSuchEntry, TargetExited
 from memfs.linux import procfs
+from memfs.linux.advice import Advice, advise_process
+from memfs.linux.span import Span
 
 
 @attrs.frozen
@@ -84,6 +87,10 @@ class ProcessHandle:
         if stat.start_ticks != self.identity.start_ticks or self.exited:
             raise gone
         return stat
+
+    def advise(self, advice: Advice, spans: Sequence[Span]) -> None:
+        """Give the process *advice* about its memory, see :func:`advise_process`. It may have exec'ed."""
+        advise_process(self._fd, advice, spans)
 
     def close(self) -> None:
         """Give the descriptor back; a second call does nothing."""

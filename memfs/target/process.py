@@ -12,7 +12,7 @@ PTRACE_MODE_ATTACH for mem; all at open.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
@@ -30,6 +30,7 @@ from memfs.target.kept import Kept
 from memfs.target.layout import USER_END, Layout, make_layout, needs_flags
 from memfs.target.origins import Device, has_unique_numbers, origins
 from memfs.target.space import Space, unmapped
+from memfs.target.swapped import SwapKeeper
 
 _LONG_BYTES = 1 << 17
 """From here on process_vm_readv and the question after it take less time than a read of /proc/PID/mem."""
@@ -125,6 +126,7 @@ class AddressSpace(Space):
         self._watch: ExecWatch | None = None
         self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
+        self._swap = SwapKeeper(self._process)
         try:
             self._open_all(memory, watched)
         except BaseException:
@@ -325,6 +327,12 @@ class AddressSpace(Space):
                     return copied
             next(self.mappings_over(Span(address, address + 1)), None)
         raise unmapped(address)
+
+    def expect_swapped(self, spans: Sequence[Span], *, ahead: bool) -> None:
+        self._swap.expect(spans, ahead=ahead)
+
+    def put_back(self, spans: Sequence[Span]) -> None:
+        self._swap.put_back(spans)
 
     def read_present(self, address: int, view: memoryview) -> bool:
         """Copy pages that are known to be there; False where *view* must be filled in some other way.
