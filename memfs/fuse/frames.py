@@ -113,8 +113,8 @@ def parse_seek(frame: memoryview) -> tuple[int, int, int]:
     return handle, offset, whence
 
 
-def parse_list_names(frame: memoryview) -> tuple[int, int]:
-    """A LISTXATTR, its header too: whose names (inode), and how many bytes of them; 0 asks for their size."""
+def parse_xattr(frame: memoryview) -> tuple[int, int]:
+    """A LISTXATTR or GETXATTR, its header too: the inode, and room for how many bytes; 0 asks how many."""
     if len(frame) < _NODE_ID_AND_GETXATTR_IN.size:
         raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
     inode, size = _NODE_ID_AND_GETXATTR_IN.unpack_from(frame)
@@ -122,7 +122,7 @@ def parse_list_names(frame: memoryview) -> tuple[int, int]:
 
 
 def parse_attribute_name(frame: memoryview) -> bytes:
-    """The name that a GETXATTR asks for; its header is that of :func:`parse_list_names`."""
+    """The name that a GETXATTR asks for; its header is that of :func:`parse_xattr`."""
     if len(frame) <= _NODE_ID_AND_GETXATTR_IN.size:
         raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
     return bytes(frame[_NODE_ID_AND_GETXATTR_IN.size :]).rstrip(b"\0")
@@ -180,14 +180,14 @@ def seek_reply(unique: int, offset: int) -> bytes:
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + _LSEEK_OUT.size, 0, unique) + _LSEEK_OUT.pack(offset)
 
 
-def list_names_reply(unique: int, names: bytes, size: int) -> bytes:
-    """The whole reply to a LISTXATTR that has room for *size* bytes; each of *names* ends in a NUL."""
+def xattr_reply(unique: int, content: bytes, size: int) -> bytes:
+    """The whole reply to a GETXATTR, or to a LISTXATTR (names end in a NUL each), with room for *size*."""
     if not size:
-        body = _GETXATTR_OUT.pack(len(names), 0)
-    elif size < len(names):
+        body = _GETXATTR_OUT.pack(len(content), 0)
+    elif size < len(content):
         return error_reply(unique, errno.ERANGE)
     else:
-        body = names
+        body = content
     return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), 0, unique) + body
 
 

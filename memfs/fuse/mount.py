@@ -193,6 +193,7 @@ async def _serve_planes(
             splice=_usable(options.splice),
             latency=latency,
             attribute_names=attribute_names,
+            attribute_at_once=tree.attribute_at_once,
             on_end=end_from_thread,
         )
         switch.start()

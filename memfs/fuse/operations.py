@@ -25,12 +25,12 @@ from memfs.errors import AccessDenied, CannotFreeze, MemfsError, TargetBusy, Too
 from memfs.fuse.attributes import Attributes, Entry
 from memfs.fuse.backing import Backings
 from memfs.fuse.cache import CacheTrail
-from memfs.fuse.contents import USE_XATTRS
 from memfs.fuse.habits import ReadCounter, ReadHabits, read_command
 from memfs.fuse.handles import Handles, OpenFile
 from memfs.fuse.inodes import Name, Node, ProcessNode
 from memfs.fuse.names import XATTR_PREFIX
 from memfs.fuse.tree import Tree
+from memfs.fuse.vmas import USE_NAMES
 from memfs.image.source import Backing
 from memfs.linux.span import PAGE_BYTES
 
@@ -324,7 +324,7 @@ class Operations(pyfuse3.Operations):
 
     # Extended attributes
 
-    # LISTXATTR is the data plane's, and so is GETXATTR of what is not user.*.
+    # LISTXATTR is the data plane's, and so is GETXATTR of what is not user.*, or was seen a moment ago.
 
     @_translated
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
@@ -336,7 +336,7 @@ class Operations(pyfuse3.Operations):
 
     def _extended_attributes(self, inode: int, name: bytes) -> dict[bytes, bytes]:
         node = self._tree.inodes.node_of(inode)
-        return self._tree.contents.extended_attributes(node, use=name in USE_XATTRS)
+        return self._tree.contents.extended_attributes(node, use=name in USE_NAMES)
 
 
 def _refuse_change(name: str) -> None:

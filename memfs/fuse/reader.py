@@ -1,7 +1,8 @@
 """The data plane: answers READ and LSEEK from the real device, and hands the rest to libfuse.
 
 It knows open files by number and nothing of the tree. LISTXATTR, and GETXATTR of an attribute that no file
-has, it answers too: that takes no look at the process, and ls asks both for each file that it lists.
+has or that was seen a moment ago, it answers too: that takes no look at the process, and ls and getfattr ask
+them for each file that they list.
 
 One thread does it all, since a second one would only fight with it for the interpreter's lock; but
 where several readers read large pieces at once, two threads copy for them, and seldom need the lock.
@@ -63,6 +64,7 @@ class DataPlane:
         splice: SpliceMode,
         latency: LatencyRequest | None,
         attribute_names: Callable[[int], bytes],
+        attribute_at_once: Callable[[int, bytes], bytes | None],
         on_end: Callable[[], None],
     ) -> None:
         """Serve the files of *handles* over *switch*.
@@ -72,12 +74,14 @@ class DataPlane:
                 the buffer that they lie in, so AUTO takes it for sources with cached pages.
             latency: held while requests flow; None to leave the CPUs alone.
             attribute_names: the answer to LISTXATTR for an inode number, at once.
+            attribute_at_once: the answer to GETXATTR for an inode number and a name, if it is known.
             on_end: called from a thread when the file system has been unmounted.
         """
         self.switch = switch
         self.handles = handles
         self.splice = splice
         self.attribute_names = attribute_names
+        self.attribute_at_once = attribute_at_once
         self.on_end = on_end
         self.watch_sleeps = True
         self._latency = latency
@@ -332,16 +336,28 @@ class _Server:
         if opcode in (_READ, _LSEEK):
             self._serve(opcode, unique, caller, frame)
         elif opcode == _LISTXATTR:
-            inode, size = frames.parse_list_names(frame)
+            inode, size = frames.parse_xattr(frame)
             names = self._plane.attribute_names(inode)
-            self._reply(frames.list_names_reply(unique, names, size))
-        elif opcode == _GETXATTR and not frames.parse_attribute_name(frame).startswith(USER_XATTRS):
-            # ls asks each file for an ACL and a label, but not again once it hears this.
-            self._reply(frames.error_reply(unique, errno.EOPNOTSUPP))
+            self._reply(frames.xattr_reply(unique, names, size))
+        elif opcode == _GETXATTR:
+            self._answer_attribute(unique, caller, frame)
         elif opcode == _INTERRUPT:
             self._plane.interrupts.add(frames.parse_interrupt(frame))
         elif opcode not in _FORGETS:
             self._plane.switch.forward(opcode, unique, caller, frame)
+
+    def _answer_attribute(self, unique: int, caller: int, frame: memoryview) -> None:
+        inode, size = frames.parse_xattr(frame)
+        name = frames.parse_attribute_name(frame)
+        if not name.startswith(USER_XATTRS):
+            # ls asks each file for an ACL and a label, but not again once it hears this.
+            self._reply(frames.error_reply(unique, errno.EOPNOTSUPP))
+            return
+        value = self._plane.attribute_at_once(inode, name)
+        if value is None:
+            self._plane.switch.forward(_GETXATTR, unique, caller, frame)
+        else:
+            self._reply(frames.xattr_reply(unique, value, size))
 
     def _serve(
         self, opcode: int, unique: int, caller: int, frame: memoryview, *, in_lane: bool = False

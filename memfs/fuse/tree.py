@@ -26,6 +26,7 @@ from memfs.fuse.inodes import (
     SinceNode,
     VmaNode,
     identity_of,
+    is_vma,
 )
 from memfs.fuse.inspector import Inspector
 from memfs.fuse.names import SINCE_NAME
@@ -67,6 +68,10 @@ class Tree:
         self._population = Population(snapshots)
         self.inodes = Inodes(self._population.owners)
         self._inspector = Inspector(snapshots, self.contents, self.inodes)
+
+    def attribute_at_once(self, number: int, name: bytes) -> bytes | None:
+        """An extended attribute of the inode *number* that was seen a moment ago; None where it was not."""
+        return self.contents.seen.value(number, name, self.inodes.node_of) if is_vma(number) else None
 
     # Names
 

@@ -6,6 +6,7 @@ the copy ends.
 
 import os
 from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as ReadOnlyDict
 from typing import TYPE_CHECKING
 
 from memfs.errors import RangeUnmapped, TargetExited
@@ -58,8 +59,8 @@ class FrozenSpace(Space):
         for region in self._layout.over(span):
             yield region.mapping
 
-    def use_of(self, start: int) -> MemoryUse | None:
-        return self._frozen.uses.get(start)
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        return self._frozen.uses
 
     def is_fetched(self, span: Span) -> bool:
         return any(span.clip(fetched) for fetched in self._frozen.fetched)

@@ -45,10 +45,13 @@ class VmaFlags:
     Attributes:
         fetched: VMAs whose missing pages a userfaultfd supplies. A page that is not there may have
             any content, so it is no hole.
+        longest_read_us: how long the longest read of smaps took: so long may a thread of the process that
+            wanted to map or unmap memory have waited for us.
     """
 
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
+    longest_read_us: int
 
 
 class VmaFlagsCache:
@@ -76,13 +79,13 @@ class VmaFlagsCache:
 
 
 def _read_flags(identity: Identity) -> VmaFlags:
-    text = procfs.read_file(f"/proc/{identity.pid}/smaps")
+    text, longest_ns = procfs.read_timed(f"/proc/{identity.pid}/smaps")
     uses = {use.start: use for use in procfs.parse_smaps(text)}
     fetching = [use.start for use in uses.values() if b"um" in use.flags]
     spans = {}
     if fetching:
         spans = {m.span.start: m.span for m in procfs.parse_maps(text)}
-    return VmaFlags(uses, tuple(spans[start] for start in fetching))
+    return VmaFlags(uses, tuple(spans[start] for start in fetching), longest_ns // 1000)
 
 
 class AddressSpace(Space):
@@ -243,9 +246,8 @@ class AddressSpace(Space):
             uses = self._read_flags(in_doubt).uses
         return make_layout(mappings, found, uses, self._own_device)
 
-    def use_of(self, start: int) -> MemoryUse | None:
-        """What smaps says of the VMA that begins at *start*; None where there is none."""
-        return self._read_flags((start,)).uses.get(start)
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        return self._read_flags(()).uses
 
     def is_fetched(self, span: Span) -> bool:
         """Whether a userfaultfd supplies missing pages in some part of *span*."""

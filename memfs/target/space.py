@@ -3,6 +3,7 @@
 import abc
 import os
 from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as ReadOnlyDict
 from typing import ClassVar, Self
 
 from memfs.errors import RangeUnmapped
@@ -61,8 +62,8 @@ class Space(abc.ABC):
         """
 
     @abc.abstractmethod
-    def use_of(self, start: int) -> MemoryUse | None:
-        """What smaps says of the VMA that begins at *start*; None where there is none."""
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        """What smaps says of each VMA, by its start address."""
 
     @abc.abstractmethod
     def is_fetched(self, span: Span) -> bool:

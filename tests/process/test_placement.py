@@ -199,6 +199,7 @@ def test_a_busy_reader_is_served_beside_it_and_read_ahead_for_elsewhere(
         splice=SpliceMode.OFF,
         latency=None,
         attribute_names=lambda _: b"",
+        attribute_at_once=lambda _, __: None,
         on_end=ended.set,
     )
     number = handles.add(OpenFile(_Endless(), ReadCounter(b"dd", uses_cache=False)))

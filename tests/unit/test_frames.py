@@ -19,7 +19,7 @@ PARSERS = (
     frames.parse_attribute_name,
     frames.parse_read,
     frames.parse_seek,
-    frames.parse_list_names,
+    frames.parse_xattr,
     frames.parse_interrupt,
     frames.parse_init,
 )
@@ -74,16 +74,16 @@ def test_a_seek_request_is_read(handle: int, offset: int, whence: int) -> None:
 
 @given(U32)
 def test_a_list_of_names_is_asked_of_an_inode(size: int) -> None:
-    assert frames.parse_list_names(request(23, 7, struct.pack("<II", size, 0))) == (1, size)
+    assert frames.parse_xattr(request(23, 7, struct.pack("<II", size, 0))) == (1, size)
 
 
 @given(U64, st.binary(max_size=100), U32)
 def test_names_are_told_or_counted_or_are_too_many(unique: int, names: bytes, size: int) -> None:
-    assert frames.list_names_reply(unique, names, 0) == struct.pack("<IiQII", 24, 0, unique, len(names), 0)
+    assert frames.xattr_reply(unique, names, 0) == struct.pack("<IiQII", 24, 0, unique, len(names), 0)
     whole = struct.pack("<IiQ", 16 + len(names), 0, unique) + names
-    assert frames.list_names_reply(unique, names, max(1, len(names))) == whole
+    assert frames.xattr_reply(unique, names, max(1, len(names))) == whole
     if 0 < size < len(names):
-        assert frames.list_names_reply(unique, names, size) == struct.pack("<IiQ", 16, -34, unique)
+        assert frames.xattr_reply(unique, names, size) == struct.pack("<IiQ", 16, -34, unique)
 
 
 @given(U64)
