@@ -61,6 +61,14 @@ _REGION = struct.Struct("=3Q")  # struct page_region
 MOST_RUNS = 512
 """The runs that one call to the kernel can return."""
 
+# The kernel holds the lock of the memory map for a whole walk, and who maps memory in the process waits.
+# So no walk passes more pages than it can in 2 ms: fewer where it looks at each of them.
+_MOST_PAGES = 1 << 17
+_MOST_PAGES_LOOKED_AT = 1 << 14
+_REACH_IN_NOTHING = 16
+"""Where all that was passed was never touched, so many times as many pages are passed next: that takes no
+time, and reservations of terabytes are common."""
+
 _FORMS = (
     int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO | _Category.GUARD),
     int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO),
@@ -130,12 +138,14 @@ class Scanner:
                 behind the page tables: a walk takes four times as long.
         """
         at = span.start
+        reach = 1
         while at < span.end:
-            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS), files=files)
+            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS), files=files, reach=reach)
             if count < 0:
                 yield from _read_entries(pagemap, Span(at, span.end), files=files)
                 return
             (at,) = _WALK_END.unpack_from(self._argument, _WALK_END_OFFSET)
+            reach = _REACH_IN_NOTHING if count == 1 and not self._regions[2] & _KNOWN else 1
             # The array is taken out before the first yield: the next call overwrites it.
             for start, end, categories in list(
                 _REGION.iter_unpack(self._regions_view[: count * _REGION.size])
@@ -160,13 +170,16 @@ class Scanner:
             return start
         return int(until)
 
-    def _ask(self, pagemap: int, start: int, end: int, limit: int, *, files: bool) -> int:
-        """Have the array filled; returns how many runs came, -1 where the kernel does not know the call."""
-        also = _FILE if files else 0
+    def _ask(self, pagemap: int, start: int, end: int, limit: int, *, files: bool, reach: int = 1) -> int:
+        """Have the array filled, by a walk of *reach* times the usual length at most.
+
+        Returns how many runs came, -1 where the kernel does not know the call.
+        """
+        also, most_pages = (_FILE, _MOST_PAGES_LOOKED_AT) if files else (0, _MOST_PAGES)
         while self._forms:
             _SCAN_ARGUMENT.pack_into(
                 self._argument, 0, _SCAN_ARGUMENT.size, 0, start, end, 0, self._regions_address,
-                limit, 0, 0, 0, 0, self._forms[0] | also,
+                limit, most_pages * reach, 0, 0, 0, self._forms[0] | also,
             )  # fmt: skip
             try:
                 count: int = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, self._argument, True)

@@ -237,6 +237,7 @@ class Freezing:
                     for before, after in zip(self._marks, self._marks[1:], strict=False)
                 )
             ),
+            longest_look_us=self._known.longest_read_us,
             stat=self._space.stat,
             owner=self._owner,
             process=self._process,
