@@ -28,7 +28,7 @@ from memfs.linux import procfs
 from memfs.linux.span import PAGE_BYTES
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
-from memfs.target.identity import describe
+from memfs.target.identity import describe, read_status
 from memfs.target.layout import Kind, Region, name_of
 from memfs.target.space import Space
 
@@ -100,7 +100,7 @@ class Inspector:
         began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
         try:
             if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
-                return _ownership_of(status or procfs.read_status(owner.pid), began_ns, live=True)
+                return _ownership_of(status or read_status(owner.pid), began_ns, live=True)
         except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
             pass
         for _, id_ in self._snapshots.names(owner):

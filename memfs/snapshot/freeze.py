@@ -25,7 +25,7 @@ from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
-from memfs.target.identity import Identity, ProcessHandle, identify
+from memfs.target.identity import Identity, ProcessHandle, identify, read_status, read_text
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
@@ -82,11 +82,11 @@ class Freezing:
             TargetBusy: it cannot be stopped now.
             MemfsError: it cannot be frozen.
         """
-        resident_bytes = procfs.read_status(self._pid).resident_bytes
+        resident_bytes = read_status(self._pid).resident_bytes
         patience_s = _LOOK_S + resident_bytes * _LOOK_S_PER_BYTE
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
-            fork.ensure_possible(self._pid)
+            fork.ensure_possible(self._pid, self._space.objects_pid)
         with _spared():
             self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
         frozen = self._looks.run(self._describe, patience_s)
@@ -131,7 +131,7 @@ class Freezing:
         )
         self._flags = flags
         self._process = _read_process(self._space, request.identity)
-        self._owner = procfs.read_status(self._pid)
+        self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
         self._layout = layout = self._space.layout_of(self._maps_text)
@@ -163,7 +163,7 @@ class Freezing:
             call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
             if thread is not None:
                 means = fork.Means(thread, call_address, patience_s)
-                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(self._pid))
+                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(thread))
             self._mark()
         finally:
             stopped.release()
@@ -179,7 +179,7 @@ class Freezing:
         """
         self._handle.ensure_same()
         with contextlib.suppress(OSError):  # the space is closed when the snapshot has been taken
-            self._watch = ExecWatch(self._pid)
+            self._watch = ExecWatch(self._space.objects_pid)
         if self._space.is_watched or not may_trace_all():
             self._space.ensure_same_program()
         else:
@@ -192,11 +192,9 @@ class Freezing:
             self._layout = self._space.layout_of(text)
         call_address = 0
         if thread is not None:
-            restartable.leave(self._pid, area, stopped.registers[thread], self._architecture)
+            restartable.leave(thread, area, stopped.registers[thread], self._architecture)
             mappings = (region.mapping for region in self._layout.regions)
-            call_address = find_call_address(
-                self._pid, self._architecture, stopped.registers.values(), mappings
-            )
+            call_address = find_call_address(thread, self._architecture, stopped.registers.values(), mappings)
         self._mark()
         self._aside.take(self._layout)
         self._mark()
@@ -281,12 +279,12 @@ class Freezing:
         return Part(region, Fate.FROZEN)
 
 
-def _is_open_to_its_user(pid: int) -> bool:
-    """Whether another user than us can look into *pid*: it is dumpable, and we could as well if it were not.
+def _is_open_to_its_user(tid: int) -> bool:
+    """Whether another user than us can look into *tid*: it is dumpable, and we could as well if it were not.
 
     The kernel gives the files of a process that is not dumpable to root (``task_dump_owner``, fs/proc).
     """
-    owner = os.stat(f"/proc/{pid}/mem").st_uid
+    owner = os.stat(f"/proc/{tid}/mem").st_uid
     return may_trace_all() and owner not in (0, os.geteuid())
 
 
@@ -323,10 +321,10 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     pid = identity.pid
     try:
         stat = procfs.read_stat(pid)
-        status = procfs.read_status(pid)
-        arguments, auxv, core_filter = (
-            procfs.read_file(f"/proc/{pid}/{name}") for name in ("cmdline", "auxv", "coredump_filter")
-        )
+        status = read_status(pid)
+        arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
+        # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).
+        core_filter = procfs.read_file(f"/proc/{space.objects_pid}/coredump_filter")
     except (FileNotFoundError, ProcessLookupError):
         raise TargetExited(f"process {pid} has ended") from None
     space.ensure_same_program()

@@ -4,7 +4,6 @@ Else it would stay a zombie for as long as the process lives.
 """
 
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from memfs.snapshot.values import Reaping
 from memfs.target import fork, restartable
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
-from memfs.target.identity import ProcessHandle
+from memfs.target.identity import ProcessHandle, path_of
 from memfs.target.injection import Diverted
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
@@ -103,13 +102,13 @@ def _reap_stopped(
 
 def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
     pid, architecture = stopped.pid, stopped.architecture
-    restartable.leave(pid, area, stopped.registers[tid], architecture)
-    mappings = procfs.parse_maps(procfs.read_file(f"/proc/{pid}/maps"))
-    return find_call_address(pid, architecture, stopped.registers.values(), mappings)
+    restartable.leave(tid, area, stopped.registers[tid], architecture)
+    mappings = procfs.parse_maps(procfs.read_file(path_of(pid, tid, "maps")))
+    return find_call_address(tid, architecture, stopped.registers.values(), mappings)
 
 
 def _thread_ids(pid: int) -> list[int]:
     try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+        return procfs.thread_ids(pid)
     except (FileNotFoundError, ProcessLookupError):
         return []

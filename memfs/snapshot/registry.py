@@ -22,12 +22,11 @@ from memfs.errors import (
     TargetStuck,
     TooMany,
 )
-from memfs.linux import procfs
 from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Request
 from memfs.snapshot.workers import Workers
-from memfs.target.identity import Identity, identify
+from memfs.target.identity import Identity, identify, read_status
 from memfs.target.origins import Device
 
 MOST_OF_A_PROCESS = 16
@@ -291,7 +290,7 @@ class Snapshots:
         request = Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s)
         patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            patience_s += procfs.read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
+            patience_s += read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
         frozen, aside, hold = self._workers.take(request, patience_s)
         if frozen.why_bound and not self._told_of_bound:
             self._told_of_bound = True

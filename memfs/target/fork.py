@@ -23,6 +23,7 @@ from memfs.linux import procfs, ptrace
 from memfs.linux.arch import Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork
+from memfs.target.identity import path_of
 from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
@@ -46,13 +47,13 @@ _MENDS = {
 }
 
 
-def ensure_possible(pid: int) -> None:
-    """Make sure that a copy would live where the process lives.
+def ensure_possible(pid: int, thread: int) -> None:
+    """Make sure that a copy made by *thread* would live where process *pid* lives.
 
     Raises:
         CannotFreeze: its children go into another pid namespace, as init.
     """
-    namespace = f"/proc/{pid}/ns/pid"
+    namespace = path_of(pid, thread, "ns/pid")
     if os.stat(namespace).st_ino != os.stat(f"{namespace}_for_children").st_ino:
         raise CannotFreeze(
             f"the children of process {pid} go into another pid namespace",
