@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
+import attrs
+
 from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
-from memfs.linux.arch import Architecture, this_architecture
+from memfs.linux.arch import Machine
 from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
+from memfs.linux.inside import ThreadNumbers, read_inside
+from memfs.linux.machine import this_machine
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
@@ -59,12 +63,12 @@ class Freezing:
         Raises:
             MemfsError: it has ended, may not be looked into, or cannot be frozen by this kernel.
         """
-        architecture = this_architecture()
-        if architecture is None:
-            machine = os.uname().machine
-            raise CannotFreeze(f"memfs cannot freeze a process on {machine} yet", cause=errno.EOPNOTSUPP)
+        machine = this_machine()
+        if machine is None:
+            name = os.uname().machine
+            raise CannotFreeze(f"memfs cannot freeze a process on {name} yet", cause=errno.EOPNOTSUPP)
         self._request = request
-        self._architecture: Architecture = architecture
+        self._machine: Machine = machine
         self._pid = request.identity.pid
         self._handle = ProcessHandle(request.identity)
         self._looks = BoundedLooks(self._pid)
@@ -110,7 +114,7 @@ class Freezing:
             stopped.unreaped.append(copy.inner_number)
         while not stopped.keeps and stopped.unreaped:
             reaping = Reaping(self._request.identity, stopped.unreaped[-1])
-            if not reap(reaping, self._handle, self._architecture, self._looks):
+            if not reap(reaping, self._handle, self._machine, self._looks):
                 return False
             stopped.unreaped.pop()
         return not stopped.keeps
@@ -121,7 +125,7 @@ class Freezing:
 
     def _end_quietly(self, copy: Tracee) -> bool:
         reaping = Reaping(self._request.identity, copy.inner_number)
-        return end_quietly(copy, reaping, self._handle, self._architecture, self._looks)
+        return end_quietly(copy, reaping, self._handle, self._machine, self._looks)
 
     def _prepare(self) -> None:
         request = self._request
@@ -131,6 +135,7 @@ class Freezing:
         )
         self._flags = flags
         self._process = _read_process(self._space, request.identity)
+        self._numbers = ThreadNumbers(self._pid)
         self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
@@ -147,7 +152,7 @@ class Freezing:
         self._looks.run(take_first_place, _LOOK_S)
         with first_place(self._pid) as lenders:
             deadline = time.monotonic() + self._request.stop_s
-            self._stopped = StoppedProcess(self._pid, self._architecture, deadline, lenders)
+            self._stopped = StoppedProcess(self._pid, self._machine, deadline, lenders)
             self._copy_stopped(self._stopped, patience_s)
 
     def _copy_stopped(self, stopped: StoppedProcess, patience_s: float) -> None:
@@ -156,7 +161,7 @@ class Freezing:
             stopped.stop()
             self._taken_ns = time.time_ns()
             self._mark()
-            self._threads = stopped.record()
+            self._record(stopped)
             thread = None if self._request.copy_all else fork.choose_thread(stopped)
             area = 0 if thread is None else restartable.read_area(thread)
             look_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
@@ -168,6 +173,14 @@ class Freezing:
         finally:
             stopped.release()
         self._mark()
+
+    def _record(self, stopped: StoppedProcess) -> None:
+        """Write down what is in no memory: registers and signals."""
+        first = stopped.registers[min(stopped.registers)]
+        core = self._machine.format_of(self._process.auxv, first, self._layout.end)
+        self._threads = stopped.record(core.sets if core is not None else (), self._numbers.get)
+        extra = core.extra(self._threads[0].sets) if core is not None else None
+        self._process = attrs.evolve(self._process, core_format=core, extra_note=extra)
 
     def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
         """See what is mapped, and copy what is to be copied.
@@ -192,9 +205,10 @@ class Freezing:
             self._layout = self._space.layout_of(text)
         call_address = 0
         if thread is not None:
-            restartable.leave(thread, area, stopped.registers[thread], self._architecture)
+            architecture = fork.architecture_of(stopped, thread)
+            restartable.leave(thread, area, stopped.registers[thread], architecture)
             mappings = (region.mapping for region in self._layout.regions)
-            call_address = find_call_address(thread, self._architecture, stopped.registers.values(), mappings)
+            call_address = find_call_address(thread, architecture, stopped.registers.values(), mappings)
         self._mark()
         self._aside.take(self._layout)
         self._mark()
@@ -321,7 +335,7 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     pid = identity.pid
     try:
         stat = procfs.read_stat(pid)
-        status = read_status(pid)
+        inside = read_inside(pid)
         arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
         # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).
         core_filter = procfs.read_file(f"/proc/{space.objects_pid}/coredump_filter")
@@ -329,12 +343,12 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
         raise TargetExited(f"process {pid} has ended") from None
     space.ensure_same_program()
     return ProcessRecord(
-        pid=pid,
-        parent=stat.parent,
-        group=stat.group,
-        session=stat.session,
-        uid=status.uid,
-        gid=status.gid,
+        pid=inside.pid,
+        parent=inside.parent,
+        group=inside.group,
+        session=inside.session,
+        uid=inside.uid,
+        gid=inside.gid,
         state=stat.state,
         nice=stat.nice,
         flags=stat.flags,

@@ -20,7 +20,7 @@ import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
-from memfs.linux.arch import Call
+from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork
 from memfs.target.identity import path_of
@@ -152,7 +152,12 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
     registers = stopped.registers[thread]
     stopped.hurry(thread)
     injection = Injection(
-        thread, registers, stopped.architecture, means.call_address, means.patience_s, extra=extra
+        thread,
+        registers,
+        architecture_of(stopped, thread),
+        means.call_address,
+        means.patience_s,
+        extra=extra,
     )
     try:
         # A filter may answer a call that it does not like with the death of the process: do not try.
@@ -171,19 +176,26 @@ def choose_thread(stopped: StoppedProcess) -> int:
     """The thread to run our calls: best one that waits in a call of its own, and has no deadline.
 
     Raises:
-        CannotFreeze: all are in 32-bit mode.
+        CannotFreeze: the processor runs all in a mode that memfs does not know.
     """
-    architecture = stopped.architecture
-    native = [tid for tid, found in stopped.registers.items() if architecture.is_native(found)]
-    if not native:
-        raise CannotFreeze(
-            f"process {stopped.pid} runs in 32-bit mode",
-            "mount with -o snapshot_fallback=copy",
-            cause=errno.EOPNOTSUPP,
-        )
-    waiting = (tid for tid in native if architecture.call_number(stopped.registers[tid]) >= 0)
-    best = (tid for tid in itertools.chain(waiting, native) if not has_deadline(tid))
-    return next(best, native[0])
+    for architecture in stopped.machine.architectures:
+        able = [tid for tid, found in stopped.registers.items() if architecture.is_mode_of(found)]
+        waiting = (tid for tid in able if architecture.call_number(stopped.registers[tid]) >= 0)
+        best = (tid for tid in itertools.chain(waiting, able) if not has_deadline(tid))
+        if able:
+            return next(best, able[0])
+    raise CannotFreeze(
+        f"process {stopped.pid} runs in a mode of the processor that memfs does not know",
+        "mount with -o snapshot_fallback=copy",
+        cause=errno.EOPNOTSUPP,
+    )
+
+
+def architecture_of(stopped: StoppedProcess, thread: int) -> Architecture:
+    """The mode of a thread that :func:`choose_thread` gave."""
+    architecture = stopped.architecture_of(thread)
+    assert architecture is not None
+    return architecture
 
 
 def _copy_by(helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float) -> Tracee:

@@ -12,13 +12,14 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
-from memfs.linux.arch import Architecture, Registers
+from memfs.linux.arch import Architecture, Machine, RegisterSet
 from memfs.linux.inheritance import Lenders
-from memfs.linux.ptrace import Event, RegisterSet, Status
+from memfs.linux.ptrace import Event, Status
+from memfs.linux.registers import Registers
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
@@ -36,9 +37,7 @@ class StoppedProcess:
         unreaped: children that it was made to have, which have ended, by the numbers that it knows them by.
     """
 
-    def __init__(
-        self, pid: int, architecture: Architecture, deadline: float, lenders: Lenders | None = None
-    ) -> None:
+    def __init__(self, pid: int, machine: Machine, deadline: float, lenders: Lenders | None = None) -> None:
         """Nothing is stopped yet.
 
         Args:
@@ -47,7 +46,7 @@ class StoppedProcess:
             lenders: of the priority that a thread of it needs to stop, or to run a call of ours, at once.
         """
         self.pid = pid
-        self.architecture = architecture
+        self.machine = machine
         self.registers: dict[int, Registers] = {}
         self.unreaped: list[int] = []
         self._stop_signals: dict[int, int] = {}
@@ -122,7 +121,7 @@ class StoppedProcess:
         if status.alive:
             if status.signal in _STOP_SIGNALS:
                 self._stop_signals[tid] = status.signal
-            self.registers[tid] = ptrace.get_registers(tid, self.architecture.registers)
+            self.registers[tid] = ptrace.get_registers(tid, self.machine.registers)
 
     def _wait(self, tid: int) -> Status:
         with contextlib.suppress(TimeoutError):
@@ -143,16 +142,33 @@ class StoppedProcess:
 
     # Looking
 
-    def record(self) -> tuple[ThreadRecord, ...]:
-        """All that is to be known of each thread."""
-        return tuple(self._record(tid) for tid in sorted(self.registers))
+    def architecture_of(self, tid: int) -> Architecture | None:
+        """The mode that a thread is in; None for one in which it cannot be made to run calls."""
+        return self.machine.architecture_of(self.registers[tid])
 
-    def _record(self, tid: int) -> ThreadRecord:
+    def record(
+        self, sets: Iterable[RegisterSet], number_of: Callable[[int], int]
+    ) -> tuple[ThreadRecord, ...]:
+        """All that is to be known of each thread, of its register sets *sets*.
+
+        *number_of* gives the number by which the process itself knows a thread.
+        """
+        records: list[ThreadRecord] = []
+        missing: set[int] = set()  # what the first thread has not
+        for tid in sorted(self.registers):
+            wanted = [one for one in sets if one.kind not in missing]
+            found = dict(_read_sets(tid, wanted))
+            if not records:
+                missing = {one.kind for one in wanted if one.rare and one.kind not in found}
+            records.append(self._record(tid, number_of(tid), found))
+        return tuple(records)
+
+    def _record(self, tid: int, number: int, sets: dict[int, bytes]) -> ThreadRecord:
         return ThreadRecord(
             tid=tid,
+            number=number,
             general=bytes(self.registers[tid]),
-            floating=ptrace.read_register_set(tid, RegisterSet.FLOATING),
-            extended=_read_extended(tid),
+            sets=sets,
             stop_signal=self._stop_signals.get(tid, 0),
             pending=ptrace.read_pending(tid),
             blocked=ptrace.get_signal_mask(tid),
@@ -194,8 +210,9 @@ class StoppedProcess:
             if tid in kept:
                 continue
             try:
-                if self.architecture.was_cut_short(registers) and not self._has_signal(tid):
-                    self.architecture.rewind(registers)
+                mode = self.architecture_of(tid)
+                if mode is not None and mode.was_cut_short(registers) and not self._has_signal(tid):
+                    mode.rewind(registers)
                     ptrace.set_registers(tid, registers)
                 ptrace.detach(tid)
             except ProcessLookupError:
@@ -238,10 +255,13 @@ def _is_copy(pid: int, tracer: int) -> bool:
         return False
 
 
-def _read_extended(tid: int) -> bytes:
-    try:
-        return ptrace.read_register_set(tid, RegisterSet.X86_EXTENDED)
-    except OSError as error:
-        if error.errno not in (errno.ENODEV, errno.EINVAL):  # a processor without XSAVE
-            raise
-        return b""
+def _read_sets(tid: int, sets: Iterable[RegisterSet]) -> Iterator[tuple[int, bytes]]:
+    for one in sets:
+        try:
+            content = ptrace.read_register_set(tid, one.kind)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL, errno.ENXIO, errno.EIO):
+                raise
+        else:
+            if not one.size_bytes or len(content) == one.size_bytes:
+                yield one.kind, content

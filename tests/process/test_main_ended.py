@@ -11,7 +11,7 @@ from process.freezing import snapshots
 from process.test_access import NOBODY, being
 from process.trees import plain_tree
 from support.child import Program
-from support.compiled import build
+from support.compiled import build, why_no_32_bits
 from support.held import Span
 from support.outside import children_of, read_maps, read_memory, thread_states
 
@@ -32,9 +32,11 @@ _UNREADABLE = (b"[vvar", b"[vsyscall")
 
 
 @contextmanager
-def leaderless(user: int | None = None, *, ended: bool = True) -> Iterator[Program]:
+def leaderless(user: int | None = None, *, ended: bool = True, bits: int = 64) -> Iterator[Program]:
     """The program of ``leaderless.c``, whose main thread has *ended*, or is yet to."""
-    with Program(build("leaderless"), str(_FILL), user=user) as program:
+    if bits == 32 and (reason := why_no_32_bits()):
+        pytest.skip(reason)
+    with Program(build("leaderless", bits=bits), str(_FILL), user=user) as program:
         if ended:
             program.ask("main-ends")
         yield program

@@ -22,7 +22,7 @@
 
 enum { LENGTH = 1 << 20, IDLE = 2 };
 
-static char *const places[2] = {(char *)0x200000000000, (char *)0x200010000000};
+static char *const places[2] = {(char *)0x20000000, (char *)0x30000000};
 static char *program;
 static int main_may_end[2], others_may_end[2];
 
