@@ -4,23 +4,21 @@ A process can set the addresses that ``/proc/PID/stat`` tells (PR_SET_MM, prctl(
 But it cannot know where the kernel will map that of a set-uid program, whose addresses are always random.
 """
 
-from memfs.linux.procfs import Mapping
-from memfs.linux.span import Span
-from memfs.target.layout import USER_END
+import re
+
 from memfs.target.space import Space
 
-_END_OF_32_BITS = 1 << 32
-_NAMED_BY_KERNEL = (b"[vdso]", b"[vvar", b"[stack]")
+# Where nothing is mapped, the kernel alone has written a name in brackets. The vDSO of a program of 64 bits
+# may lie above its stack, or between its libraries (on Linux 6.18), as that of 32 bits does.
+_MARK = re.compile(
+    rb"^[0-9a-f]+-([0-9a-f]+) [r-][w-][x-]p [0-9a-f]+ 00:00 0 +(\[(?:vdso|stack)\])$", re.MULTILINE
+)
 
 
-def marks_of(space: Space) -> list[Mapping]:
-    """What exec has mapped into *space* at addresses that it chose.
+def marks_of(space: Space) -> list[tuple[bytes, bytes]]:
+    """Where the stack and the vDSO end that exec has mapped into *space*, and which is which.
 
-    A 64-bit program has it above its stack. A program of 32 bits has its vDSO between its libraries.
+    Raises:
+        TargetExited, TargetReplaced: the mm is gone.
     """
-    stack = space.stat.stack_start
-    if stack >= _END_OF_32_BITS:
-        above = space.mappings_over(Span(stack, USER_END), paths=True)
-        return [mapping for mapping in above if mapping.span.start > stack]
-    low = space.mappings_over(Span(0, _END_OF_32_BITS), paths=True)
-    return [found for found in low if not found.backed and found.path.startswith(_NAMED_BY_KERNEL)]
+    return _MARK.findall(space.maps_text())

@@ -23,6 +23,7 @@ from memfs.linux.span import Span as MemfsSpan
 from memfs.snapshot.values import Fate
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.sameness import marks_of
 from memfs.target.space import Space
 
 _FILL, _NEW = 5, 9
@@ -110,9 +111,10 @@ def test_a_zombie_is_still_no_process() -> None:
             identify(program.pid)
 
 
+@pytest.mark.parametrize("bits", [64, 32])
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
-def test_each_of_its_mappings_is_read(watched: bool) -> None:
-    with leaderless() as program, reading(program.pid, watched=watched) as opened:
+def test_each_of_its_mappings_is_read(watched: bool, bits: int) -> None:
+    with leaderless(bits=bits) as program, reading(program.pid, watched=watched) as opened:
         for span in spans_of(program):
             assert opened.read(span) == bytes([_FILL]) * span.length
         tid = thread_of(program.pid)
@@ -138,9 +140,10 @@ def test_what_is_open_shows_its_memory_whichever_thread_ends(watched: bool) -> N
             assert opened.read(page) == read_memory(tid, page)
 
 
+@pytest.mark.parametrize("bits", [64, 32])
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
-def test_an_exec_by_another_thread_shows_nothing_of_the_next_program(watched: bool) -> None:
-    with leaderless() as program:
+def test_an_exec_by_another_thread_shows_nothing_of_the_next_program(watched: bool, bits: int) -> None:
+    with leaderless(bits=bits) as program:
         spans = spans_of(program)
         identity = identify(program.pid)
         with reading(program.pid, watched=watched) as cold, reading(program.pid, watched=watched) as warm:
@@ -156,6 +159,18 @@ def test_an_exec_by_another_thread_shows_nothing_of_the_next_program(watched: bo
                         opened.read(span)
         with reading(program.pid, watched=watched) as opened:
             assert opened.read(spans[0]) == bytes([_NEW]) * _LENGTH
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_each_exec_maps_at_other_addresses_what_the_program_is_known_by(bits: int) -> None:
+    with leaderless(bits=bits) as program:
+        seen = []
+        for number in range(3):
+            with AddressSpace(identify(program.pid), VmaFlagsCache(), memory=False) as space:
+                seen.append(marks_of(space))
+            program.ask("exec", number)
+        assert all({name for _, name in marks} == {b"[vdso]", b"[stack]"} for marks in seen)
+        assert any(marks != seen[0] for marks in seen[1:])
 
 
 def test_after_its_end_nothing_is_read() -> None:
@@ -193,8 +208,9 @@ def test_who_may_read_it_is_who_may_read_one_whose_main_thread_runs() -> None:
 
 @pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "nobody"])
 @pytest.mark.parametrize("copied", [False, True], ids=["forked", "copied"])
-def test_it_is_frozen_and_goes_on(user: int | None, copied: bool) -> None:
-    with snapshots() as registry, leaderless(user) as program:
+@pytest.mark.parametrize("bits", [64, 32])
+def test_it_is_frozen_and_goes_on(user: int | None, copied: bool, bits: int) -> None:
+    with snapshots() as registry, leaderless(user, bits=bits) as program:
         identity = identify(program.pid)
         before = thread_states(program.pid).keys()
         snapshot = registry._attempt(identity, 10.0, copy_all=copied)

@@ -20,7 +20,7 @@ def build(name: str, *, bits: int = 64) -> Path:
     directory.chmod(0o755)
     program = directory / (name if bits == 64 else f"{name}-{bits}")
     # Nothing is optimised: a debugger has to find every variable.
-    flags = ["-O0", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *["-m32"] * (bits == 32)]
+    flags = ["-O0", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *["-m32", "-msse2"] * (bits == 32)]
     subprocess.run(["gcc", *flags, "-o", program, _HERE / f"{name}.c"], check=True)
     return program
 
