@@ -16,7 +16,7 @@ import attrs
 from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
-from memfs.linux.arch import Machine
+from memfs.linux.arch import CoreFormat, Machine
 from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
 from memfs.linux.inside import ThreadNumbers, read_inside
@@ -76,6 +76,7 @@ class Freezing:
         self._copy: Tracee | None = None
         self._watch: ExecWatch | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
+        self._core: CoreFormat | None = None
         self._marks: list[int] = []
         self._taken_ns = 0
 
@@ -177,10 +178,8 @@ class Freezing:
     def _record(self, stopped: StoppedProcess) -> None:
         """Write down what is in no memory: registers and signals."""
         first = stopped.registers[min(stopped.registers)]
-        core = self._machine.format_of(self._process.auxv, first, self._layout.end)
+        self._core = core = self._machine.format_of(self._process.auxv, first, self._layout.end)
         self._threads = stopped.record(core.sets if core is not None else (), self._numbers.get)
-        extra = core.extra(self._threads[0].sets) if core is not None else None
-        self._process = attrs.evolve(self._process, core_format=core, extra_note=extra)
 
     def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
         """See what is mapped, and copy what is to be copied.
@@ -238,6 +237,7 @@ class Freezing:
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
                 files = _file_states(space, self._layout, self._taken_ns)
+        extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
         return Frozen(
             identity=self._request.identity,
             copy=copy,
@@ -252,7 +252,7 @@ class Freezing:
             longest_look_us=self._known.longest_read_us,
             stat=self._space.stat,
             owner=self._owner,
-            process=self._process,
+            process=attrs.evolve(self._process, core_format=self._core, extra_note=extra),
             threads=self._threads,
             maps_text=self._maps_text,
             parts=tuple(self._decide(region, uses) for region in self._layout.regions),

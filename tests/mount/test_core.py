@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -217,9 +218,9 @@ def test_readers_complain_of_no_more_than_in_a_core_of_the_kernel(
 def test_eu_readelf_knows_every_note(memfs: Mount, threads: ThreadsProgram, tmp_path: Path) -> None:
     core = _copy(memfs, threads.pid, tmp_path)
     shown = check("eu-readelf", "-n", core.path).decode()
-    assert "<unknown>" not in shown
+    assert set(re.findall(r"<unknown>: (\d+)", shown)) <= {str(X86_XSAVE_LAYOUT)}  # elfutils 0.188 does not
     heads = [line.split() for line in shown.splitlines() if line.startswith(("  CORE ", "  LINUX "))]
-    sizes = [(owner, int(size)) for owner, size, _kind in heads]
+    sizes = [(owner, int(size)) for owner, size, *_kind in heads]
     assert sizes == [(note.owner, len(note.content)) for note in core.notes]
 
 
