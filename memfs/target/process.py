@@ -148,6 +148,8 @@ class AddressSpace(Space):
             self._watch = _try_to_watch(before.thread) if watched else None
             opened = self._try_to_open(memory)
             self.stat = self._process.ensure_same()
+            if not opened and not self.stat.has_memory:
+                raise TargetExited(f"process {self.identity.pid} is ending")
             same = before.same_program(self.stat) and before.thread == self.stat.thread
             if opened and same and not (self.is_watched and self.has_changed):
                 return
