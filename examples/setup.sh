@@ -60,6 +60,11 @@ has_libc_headers() {
     echo '#include <stdlib.h>' | gcc -E -
 }
 
+# The tests have programs for i386, which an x86-64 kernel runs.
+has_32_bit_compiler() {
+    test "$(uname -m)" != x86_64 || echo '#include <stdlib.h>' | gcc -m32 -E -
+}
+
 has_python_headers() {
     test -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 }
@@ -79,6 +84,7 @@ missing_packages() {
     need python3-venv "$python" -c 'import ensurepip, venv'
     [ "$purpose" = test ] || return 0
     need netcat-openbsd has_openbsd_nc
+    need gcc-multilib has_32_bit_compiler
     for tool in $test_tools; do
         need "${tool#*:}" command -v "${tool%%:*}"
     done

@@ -73,6 +73,12 @@ class NameTaken(MemfsError):
     number = errno.EEXIST
 
 
+class NoRoom(MemfsError):
+    """Memory that is swapped out cannot be read: it would stay in memory, and there is no room for it."""
+
+    number = errno.ENOMEM
+
+
 class TooMany(MemfsError):
     """A limit on snapshots is reached."""
 

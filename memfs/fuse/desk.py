@@ -21,10 +21,11 @@ from memfs.fuse import messages, replies
 from memfs.fuse.messages import Head, Opcode, OpenFlag
 from memfs.target.identity import Identity
 from memfs.tree.attributes import Attributes, Entry
-from memfs.tree.contents import USE_XATTRS, attribute_names
+from memfs.tree.contents import attribute_names
 from memfs.tree.names import USER_XATTRS, XATTR_PREFIX
 from memfs.tree.nodes import CommDir, Fixed, Name, Node, ProcessNode, SinceNode, target_of
 from memfs.tree.tree import Tree
+from memfs.tree.vmas import USE_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Desk:
         What takes long and asks about no process has a target too: see :data:`HOUSE`.
         """
         opcode = head.opcode
-        if opcode in _AT_ONCE:
+        if opcode in _AT_ONCE or (opcode == _GETXATTR and self._attribute_at_once(head, body) is not None):
             return None, False
         try:
             node = self._tree.inodes.node_of(head.node)
@@ -121,7 +122,7 @@ class Desk:
             handle, offset, _ = messages.parse_read_body(body)
             listing = self._listings.get(handle)
             return not offset and listing is not None and listing.read
-        return opcode == _GETXATTR and messages.parse_attribute_name(body) in USE_XATTRS
+        return opcode == _GETXATTR and messages.parse_attribute_name(body) in USE_NAMES
 
     def note_failure(self, error: MemfsError | OSError) -> None:
         """Say once for each process why it may not be read or frozen, and what would mend it."""
@@ -266,13 +267,17 @@ class Desk:
         if not name.startswith(USER_XATTRS):
             # ls asks each file for an ACL and a label, but not again once it hears this.
             raise OSError(errno.EOPNOTSUPP, "no such namespace")
-        found: dict[bytes, bytes] = {}
-        if name.startswith(XATTR_PREFIX):
-            use = name in USE_XATTRS
-            found = self._tree.contents.extended_attributes(self._node(head), use=use)
-        if name not in found:
+        value = self._attribute_at_once(head, body)
+        if value is None and name.startswith(XATTR_PREFIX):
+            node, use = self._node(head), name in USE_NAMES
+            value = self._tree.contents.extended_attributes(node, use=use).get(name)
+        if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
-        return messages.sized_body(found[name], messages.parse_room(body))
+        return messages.sized_body(value, messages.parse_room(body))
+
+    def _attribute_at_once(self, head: Head, body: memoryview) -> bytes | None:
+        """The value that a GETXATTR asks for, if it was seen a moment ago."""
+        return self._tree.attribute_at_once(head.node, messages.parse_attribute_name(body))
 
 
 def _timeout_s(found: Attributes) -> float:

@@ -1,6 +1,6 @@
 """An ELF core file, laid out and not built: its head as bytes, and for the rest where it comes from.
 
-What Linux on x86-64 would dump (core(5), ``fs/binfmt_elf.c``, ``fs/coredump.c``). This module reads
+What Linux would dump (core(5), ``fs/binfmt_elf.c``, ``fs/coredump.c``). This module reads
 nothing: it knows where memory goes in the file, never what is in it.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from memfs.linux.arch import CoreFormat
 from memfs.linux.procfs import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 
@@ -55,17 +56,55 @@ class CoreLayout:
     size_bytes: int
 
 
-# Elf64_Ehdr: e_ident e_type e_machine e_version e_entry e_phoff e_shoff e_flags
-#     e_ehsize e_phentsize e_phnum e_shentsize e_shnum e_shstrndx
-_FILE_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-# Elf64_Phdr: p_type p_flags p_offset p_vaddr p_paddr p_filesz p_memsz p_align
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-# Elf64_Shdr: sh_name sh_type sh_flags sh_addr sh_offset sh_size sh_link sh_info sh_addralign sh_entsize
-_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
+Sized = tuple[int, int]
+"""How many bytes a segment has in the file, and in memory."""
 
-_IDENT = b"\x7fELF\x02\x01\x01"  # ELFCLASS64 ELFDATA2LSB EV_CURRENT; the rest is 0: ELFOSABI_NONE
+
+@attrs.frozen
+class _Class:
+    """What differs between ELFCLASS64 and ELFCLASS32."""
+
+    number: int
+    file_header: struct.Struct
+    """Elf64_Ehdr, Elf32_Ehdr: e_ident e_type e_machine e_version e_entry e_phoff e_shoff e_flags
+    e_ehsize e_phentsize e_phnum e_shentsize e_shnum e_shstrndx."""
+    program_header: struct.Struct
+    section_header: struct.Struct
+    """Elf64_Shdr, Elf32_Shdr: sh_name sh_type sh_flags sh_addr sh_offset sh_size sh_link sh_info
+    sh_addralign sh_entsize."""
+    most: int
+    """The largest offset and size that a header can tell."""
+
+    def pack_segment(
+        self, type_: int, flags: int, offset: int, address: int, sizes: Sized, align: int
+    ) -> bytes:
+        """A program header: Elf64_Phdr has its flags second, Elf32_Phdr last but one."""
+        file_bytes, memory_bytes = sizes
+        places = (offset, address, 0, file_bytes, memory_bytes)
+        fields = (flags, *places, align) if self.number == _CLASS_64 else (*places, flags, align)
+        return self.program_header.pack(type_, *fields)
+
+
+_CLASS_32, _CLASS_64 = 1, 2
+_CLASSES = {
+    8: _Class(
+        _CLASS_64,
+        struct.Struct("<16sHHIQQQIHHHHHH"),
+        struct.Struct("<IIQQQQQQ"),
+        struct.Struct("<IIQQQQIIQQ"),
+        (1 << 64) - 1,
+    ),
+    4: _Class(
+        _CLASS_32,
+        struct.Struct("<16sHHIIIIIHHHHHH"),
+        struct.Struct("<8I"),
+        struct.Struct("<10I"),
+        (1 << 32) - 1,
+    ),
+}
+
+_IDENT = b"\x7fELF%c\x01\x01"  # ELFDATA2LSB EV_CURRENT; the rest is 0: ELFOSABI_NONE
 _ET_CORE = 4
-_EM_X86_64 = 62
 _EV_CURRENT = 1
 _PT_LOAD = 1
 _PT_NOTE = 4
@@ -74,43 +113,46 @@ _NOTE_ALIGN = 4
 _FLAGS = (Access.READ | Access.WRITE | Access.EXEC).value  # the same bits as PF_R, PF_W and PF_X
 
 
-def lay_out(notes: bytes, segments: Sequence[Segment]) -> CoreLayout:
+def lay_out(form: CoreFormat, notes: bytes, segments: Sequence[Segment]) -> CoreLayout:
     """The file with *notes* and the memory of *segments*, in that order.
 
     e_phnum has 16 bits. Where they do not suffice it is PN_XNUM, and the number stands in sh_info of
     the only section header. Linux puts that one last; here it belongs to the head.
+
+    Where headers have 32 bits they tell of no memory above that, and what would lie in the file where they
+    cannot point is left out, which p_filesz says.
     """
+    elf = _CLASSES[form.word_bytes]
+    segments = [segment for segment in segments if segment.span.end <= elf.most]
     count = 1 + len(segments)
-    sections_at = _FILE_HEADER.size + count * _PROGRAM_HEADER.size
+    sections_at = elf.file_header.size + count * elf.program_header.size
     sections = 1 if count >= _PN_XNUM else 0
-    notes_at = sections_at + sections * _SECTION_HEADER.size
+    notes_at = sections_at + sections * elf.section_header.size
     at = Span(0, notes_at + len(notes)).page_aligned().end
-    head = bytearray(at)
-    head[notes_at : notes_at + len(notes)] = notes
 
-    _FILE_HEADER.pack_into(
-        head, 0,
-        _IDENT, _ET_CORE, _EM_X86_64, _EV_CURRENT, 0, _FILE_HEADER.size, sections and sections_at, 0,
-        _FILE_HEADER.size, _PROGRAM_HEADER.size, min(count, _PN_XNUM),
-        sections and _SECTION_HEADER.size, sections, 0,
-    )  # fmt: skip
-    if sections:
-        _SECTION_HEADER.pack_into(head, sections_at, 0, 0, 0, 0, 0, sections, 0, count, 0, 0)
-
-    header_at = _FILE_HEADER.size
-    _PROGRAM_HEADER.pack_into(head, header_at, _PT_NOTE, 0, notes_at, 0, 0, len(notes), 0, _NOTE_ALIGN)
+    headers = [
+        elf.file_header.pack(
+            _IDENT % elf.number, _ET_CORE, form.machine, _EV_CURRENT, 0, elf.file_header.size,
+            sections and sections_at, 0, elf.file_header.size, elf.program_header.size, min(count, _PN_XNUM),
+            sections and elf.section_header.size, sections, 0,
+        ),
+        elf.pack_segment(_PT_NOTE, 0, notes_at, 0, (len(notes), 0), _NOTE_ALIGN),
+    ]  # fmt: skip
+    head_bytes = at
     extents = []
     for segment in segments:
-        header_at += _PROGRAM_HEADER.size
-        span, dumped = segment.span, segment.dumped_bytes
-        _PROGRAM_HEADER.pack_into(
-            head, header_at,
-            _PT_LOAD, segment.access.value & _FLAGS, at, span.start, 0, dumped, span.size, PAGE_BYTES,
-        )  # fmt: skip
+        span = segment.span
+        dumped = segment.dumped_bytes if at + segment.dumped_bytes <= elf.most else 0
+        flags = segment.access.value & _FLAGS
+        place = at if at <= elf.most else 0
+        headers.append(elf.pack_segment(_PT_LOAD, flags, place, span.start, (dumped, span.size), PAGE_BYTES))
         if dumped:
             extents.append(Extent(Span(at, at + dumped), span.start))
             at += dumped
-    return CoreLayout(bytes(head), tuple(extents), at)
+    if sections:
+        headers.append(elf.section_header.pack(0, 0, 0, 0, 0, sections, 0, count, 0, 0))
+    head = b"".join((*headers, notes)).ljust(head_bytes, b"\0")
+    return CoreLayout(head, tuple(extents), at)
 
 
 class CoreFilter(enum.IntFlag):

@@ -15,6 +15,7 @@ import time
 from memfs.errors import RangeUnmapped
 from memfs.image.objects import Objects, find_in_file, to_file
 from memfs.image.source import Backing, Piece, Source, Workspace
+from memfs.image.swapped import add_memory
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.pipe import can_splice
 from memfs.linux.span import PAGE_BYTES, Span
@@ -88,7 +89,7 @@ class Memory(Source):
         return super().read_into(offset, view, workspace)
 
     def _is_held(self, start: int, end: int, scanner: Scanner) -> bool:
-        """Whether *start* to *end* is anonymous memory that is all there, a moment ago at least."""
+        """Whether *start* to *end* is anonymous memory that was all there, not swapped out, a moment ago."""
         touched, until = self._touched  # both at once: several threads may read
         if touched.start <= start and end <= touched.end and time.monotonic() < until:
             return True
@@ -183,7 +184,10 @@ class Memory(Source):
                 continue
             if piece.start > at:
                 found.append(self._nothing(Span(at, piece.start)))
-            found.append(self._memory(piece) if run.held else _zeros(piece.size))
+            if run.held:
+                add_memory(found, self._space, piece, swapped=run.swapped, ahead=True)
+            else:
+                found.append(_zeros(piece.size))
             at = piece.end
         if at < part.end:
             found.append(self._nothing(Span(at, part.end)))
@@ -196,7 +200,10 @@ class Memory(Source):
             piece = run.span.clip(part)
             if piece.start > at:
                 self._add_object(region, Span(at, piece.start), scanner, found)
-            found.append(self._memory(piece) if run.kind is PageKind.OWN else _zeros(piece.size))
+            if run.kind is PageKind.OWN:
+                add_memory(found, self._space, piece, swapped=run.swapped, ahead=False)
+            else:
+                found.append(_zeros(piece.size))
             at = piece.end
         if at < part.end:
             self._add_object(region, Span(at, part.end), scanner, found)
@@ -394,7 +401,7 @@ class Memory(Source):
                         return at
                 if run.held is data:
                     at = max(part.start, run.span.start)
-                    if data:
+                    if data and not run.swapped:
                         self._touched = run.span, time.monotonic() + _TOUCHED_S
                     return at
                 at = run.span.end

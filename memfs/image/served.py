@@ -75,7 +75,8 @@ class ServedFiles:
         Raises:
             RangeUnmapped: some of it cannot be had, or not in time.
         """
-        parts = list(self._parts(region, part, workspace.scanner))
+        swapped: list[Span] = []
+        parts = list(self._parts(region, part, workspace.scanner, swapped))
         asks_server = any(kind is PageKind.UNTOUCHED for _, kind in parts)
         if asks_server and not region.mapping.shared and not self._space.waits:
             state = self.look(region)
@@ -86,11 +87,16 @@ class ServedFiles:
             for span, kind in parts
             if kind is not PageKind.EMPTY
         )
+        if swapped:
+            self._space.expect_swapped(swapped, ahead=False)
         try:
             self._copy(region, wanted, workspace.scratch, asks_server=asks_server)
         except BaseException:
             workspace.drop_scratch()
             raise
+        finally:
+            if swapped:
+                self._space.put_back(swapped)
         return [
             Piece(span.size, None, 0, cached=False)
             if kind is PageKind.EMPTY
@@ -98,8 +104,13 @@ class ServedFiles:
             for span, kind in parts
         ]
 
-    def _parts(self, region: Region, part: Span, scanner: Scanner) -> Iterator[tuple[Span, PageKind]]:
-        """*part*, cut: OWN is what the page tables know, UNTOUCHED what only the server does, EMPTY zeros."""
+    def _parts(
+        self, region: Region, part: Span, scanner: Scanner, swapped: list[Span]
+    ) -> Iterator[tuple[Span, PageKind]]:
+        """*part*, cut: OWN is what the page tables know, UNTOUCHED what only the server does, EMPTY zeros.
+
+        What of the first is swapped out is added to *swapped*.
+        """
         at = part.start
         for run in self._space.pages(part.page_aligned(), scanner, files=True):
             span = run.span.clip(part)
@@ -108,6 +119,8 @@ class ServedFiles:
                 continue
             if span.start > at:
                 yield Span(at, span.start), PageKind.UNTOUCHED
+            if run.swapped:
+                swapped.append(span.page_aligned())
             yield span, PageKind.OWN if run.held else PageKind.EMPTY
             at = span.end
         if at < part.end:

@@ -10,7 +10,7 @@ import errno
 import functools
 import mmap
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from memfs.errors import RangeUnmapped
 from memfs.linux.pagemap import Scanner
@@ -30,6 +30,13 @@ HEADER_ROOM = PAGE_BYTES
 """Room before the data in a workspace's buffer, so that a reply's header can end where data begins."""
 
 
+class Reader(Protocol):
+    """Reads bytes that must not just be read from a descriptor."""
+
+    def read(self, position: int, view: memoryview) -> int:
+        """Copy bytes from *position* on into *view*; returns how many, 0 where there are none."""
+
+
 class Piece(NamedTuple):
     """Neighbouring bytes that come from one place.
 
@@ -38,12 +45,14 @@ class Piece(NamedTuple):
         fd: the descriptor to read them from; None for zeros.
         position: where in *fd* they begin.
         cached: whether they are pages of a page cache, which splice(2) takes without a copy.
+        reader: who reads them, instead of pread(2).
     """
 
     size: int
     fd: int | None
     position: int
     cached: bool
+    reader: Reader | None = None
 
 
 class Backing(NamedTuple):
@@ -241,7 +250,10 @@ class Source(abc.ABC):
         done = 0
         while done < piece.size:
             try:
-                got = os.preadv(piece.fd, [view[done:]], piece.position + done)
+                if piece.reader is None:
+                    got = os.preadv(piece.fd, [view[done:]], piece.position + done)
+                else:
+                    got = piece.reader.read(piece.position + done, view[done:])
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.EFAULT):
                     raise

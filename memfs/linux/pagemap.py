@@ -61,6 +61,14 @@ _REGION = struct.Struct("=3Q")  # struct page_region
 MOST_RUNS = 512
 """The runs that one call to the kernel can return."""
 
+# The kernel holds the lock of the memory map for a whole walk, and who maps memory in the process waits.
+# So no walk passes more pages than it can in 2 ms: fewer where it looks at each of them.
+_MOST_PAGES = 1 << 17
+_MOST_PAGES_LOOKED_AT = 1 << 14
+_REACH_IN_NOTHING = 16
+"""Where all that was passed was never touched, so many times as many pages are passed next: that takes no
+time, and reservations of terabytes are common."""
+
 _FORMS = (
     int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO | _Category.GUARD),
     int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO),
@@ -69,24 +77,34 @@ _FORMS = (
 
 # Plain numbers, since arithmetic on an IntFlag costs a microsecond and each READ comes by here.
 _KNOWN = int(_Category.PRESENT | _Category.SWAPPED)
+_PRESENT = int(_Category.PRESENT)
 _NO_PAGE = int(_Category.GUARD | _Category.PFNZERO)
 _FILE = int(_Category.FILE)
 _ENTRY_KNOWN = int(_Entry.PRESENT | _Entry.SWAPPED)
+_ENTRY_PRESENT = int(_Entry.PRESENT)
 _ENTRY_GUARD = int(_Entry.GUARD)
 _ENTRY_FILE = int(_Entry.FILE)
 
 
+_HELD = (PageKind.OWN, PageKind.FILE)
+
+
 @attrs.frozen
 class PageRun:
-    """Neighbouring pages of one kind."""
+    """Neighbouring pages of one kind.
+
+    Attributes:
+        swapped: whether they are swapped out; such pages, and others of their kind, make two runs.
+    """
 
     span: Span
     kind: PageKind
+    swapped: bool = False
 
     @property
     def held(self) -> bool:
         """Whether the page tables hold pages for it, in memory or swapped out."""
-        return self.kind is PageKind.OWN or self.kind is PageKind.FILE
+        return self.kind in _HELD
 
 
 class Scanner:
@@ -120,22 +138,25 @@ class Scanner:
                 behind the page tables: a walk takes four times as long.
         """
         at = span.start
+        reach = 1
         while at < span.end:
-            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS), files=files)
+            count = self._ask(pagemap, at, span.end, min(limit, MOST_RUNS), files=files, reach=reach)
             if count < 0:
                 yield from _read_entries(pagemap, Span(at, span.end), files=files)
                 return
             (at,) = _WALK_END.unpack_from(self._argument, _WALK_END_OFFSET)
+            reach = _REACH_IN_NOTHING if count == 1 and not self._regions[2] & _KNOWN else 1
             # The array is taken out before the first yield: the next call overwrites it.
             for start, end, categories in list(
                 _REGION.iter_unpack(self._regions_view[: count * _REGION.size])
             ):
-                yield PageRun(Span(start, end), _kind_of(categories))
+                kind = _kind_of(categories)
+                yield PageRun(Span(start, end), kind, kind in _HELD and not categories & _PRESENT)
             if not count:
                 return
 
     def held_end(self, pagemap: int, start: int, end: int) -> int:
-        """Up to where from *start* on, *end* at most, pages of one kind are held; all page-aligned.
+        """Up to where from *start* on, *end* at most, pages are in memory; all page-aligned.
 
         The same as the first of :meth:`runs`, for who reads page after page: without a value or an
         iterator made.
@@ -143,19 +164,22 @@ class Scanner:
         count = self._ask(pagemap, start, end, 1, files=False)
         if count < 0:
             run = next(_read_entries(pagemap, Span(start, end), files=False), None)
-            return run.span.end if run is not None and run.held else start
+            return run.span.end if run is not None and run.held and not run.swapped else start
         first, until, categories = _REGION.unpack_from(self._regions_view)
-        if not count or first != start or not categories & _KNOWN or categories & _NO_PAGE:
+        if not count or first != start or not categories & _PRESENT or categories & _NO_PAGE:
             return start
         return int(until)
 
-    def _ask(self, pagemap: int, start: int, end: int, limit: int, *, files: bool) -> int:
-        """Have the array filled; returns how many runs came, -1 where the kernel does not know the call."""
-        also = _FILE if files else 0
+    def _ask(self, pagemap: int, start: int, end: int, limit: int, *, files: bool, reach: int = 1) -> int:
+        """Have the array filled, by a walk of *reach* times the usual length at most.
+
+        Returns how many runs came, -1 where the kernel does not know the call.
+        """
+        also, most_pages = (_FILE, _MOST_PAGES_LOOKED_AT) if files else (0, _MOST_PAGES)
         while self._forms:
             _SCAN_ARGUMENT.pack_into(
                 self._argument, 0, _SCAN_ARGUMENT.size, 0, start, end, 0, self._regions_address,
-                limit, 0, 0, 0, 0, self._forms[0] | also,
+                limit, most_pages * reach, 0, 0, 0, self._forms[0] | also,
             )  # fmt: skip
             try:
                 count: int = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, self._argument, True)
@@ -188,18 +212,19 @@ def _read_entries(pagemap: int, span: Span, *, files: bool) -> Iterator[PageRun]
     counts as UNTOUCHED.
     """
     run: PageRun | None = None
-    for piece, kind in _entry_kinds(pagemap, span, files=files):
-        if run is not None and run.kind == kind:
-            run = PageRun(Span(run.span.start, piece.end), kind)
+    for found in _entry_runs(pagemap, span, files=files):
+        if run is not None and (run.kind, run.swapped) == (found.kind, found.swapped):
+            run = PageRun(Span(run.span.start, found.span.end), run.kind, run.swapped)
         else:
             if run is not None:
                 yield run
-            run = PageRun(piece, kind)
+            run = found
     if run is not None:
         yield run
 
 
-def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Span, PageKind]]:
+def _entry_runs(pagemap: int, span: Span, *, files: bool) -> Iterator[PageRun]:
+    """A run for each page, or for more."""
     at = span.start
     while at < span.end:
         wanted = min((span.end - at) // PAGE_BYTES, _ENTRIES_A_READ)
@@ -207,7 +232,9 @@ def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Spa
         if not entries:
             return
         if entries == _NO_ENTRIES[: len(entries)]:
-            yield Span(at, at := at + len(entries) // _ENTRY_BYTES * PAGE_BYTES), PageKind.UNTOUCHED
+            end = at + len(entries) // _ENTRY_BYTES * PAGE_BYTES
+            yield PageRun(Span(at, end), PageKind.UNTOUCHED)
+            at = end
             continue
         for (entry,) in struct.iter_unpack("=Q", entries):
             if not entry & _ENTRY_KNOWN:
@@ -216,4 +243,5 @@ def _entry_kinds(pagemap: int, span: Span, *, files: bool) -> Iterator[tuple[Spa
                 kind = PageKind.EMPTY
             else:
                 kind = PageKind.FILE if files and entry & _ENTRY_FILE else PageKind.OWN
-            yield Span(at, at := at + PAGE_BYTES), kind
+            swapped = kind in _HELD and not entry & _ENTRY_PRESENT
+            yield PageRun(Span(at, at := at + PAGE_BYTES), kind, swapped)

@@ -12,20 +12,21 @@ import struct
 import time
 from typing import NamedTuple
 
-from memfs.linux.arch import Registers
+from memfs.linux.registers import Registers
 
 
 class _Request(enum.IntEnum):
     """``enum __ptrace_request`` (``<linux/ptrace.h>``)."""
 
     CONT = 7
+    GETREGS = 12
+    SETREGS = 13
     DETACH = 17
     SYSCALL = 24
     SETOPTIONS = 0x4200
     GETEVENTMSG = 0x4201
     GETSIGINFO = 0x4202
     GETREGSET = 0x4204
-    SETREGSET = 0x4205
     SEIZE = 0x4206
     INTERRUPT = 0x4207
     PEEKSIGINFO = 0x4209
@@ -84,14 +85,6 @@ class CallInfo(NamedTuple):
     number: int = -1
     arguments: tuple[int, ...] = ()
     result: int = 0
-
-
-class RegisterSet(enum.IntEnum):
-    """``NT_*`` (``<elf.h>``), as they are in a core file too."""
-
-    GENERAL = 1
-    FLOATING = 2
-    X86_EXTENDED = 0x202
 
 
 class Status(NamedTuple):
@@ -212,24 +205,22 @@ def get_call_info(tid: int) -> CallInfo:
 
 
 def get_registers(tid: int, layout: type[Registers]) -> Registers:
-    """The general registers of a stopped thread."""
+    """The general registers of a stopped thread: of a 32-bit one of x86 those of 64 bits, which hold all."""
     registers = layout()
-    vector = _IoVec(ctypes.addressof(registers), ctypes.sizeof(registers))
-    _ptrace(_Request.GETREGSET, tid, RegisterSet.GENERAL, ctypes.addressof(vector))
+    _ptrace(_Request.GETREGS, tid, 0, ctypes.addressof(registers))
     return registers
 
 
 def set_registers(tid: int, registers: Registers) -> None:
     """Replace the general registers of a stopped thread."""
-    vector = _IoVec(ctypes.addressof(registers), ctypes.sizeof(registers))
-    _ptrace(_Request.SETREGSET, tid, RegisterSet.GENERAL, ctypes.addressof(vector))
+    _ptrace(_Request.SETREGS, tid, 0, ctypes.addressof(registers))
 
 
-def read_register_set(tid: int, which: RegisterSet) -> bytes:
-    """A whole register set of a stopped thread.
+def read_register_set(tid: int, which: int) -> bytes:
+    """A whole register set of a stopped thread, ``NT_*`` (``<elf.h>``).
 
     Raises:
-        OSError: ENODEV where the processor has no such set.
+        OSError: ENODEV where the thread has no such set, EINVAL where its processor or its mode has none.
     """
     buffer = ctypes.create_string_buffer(_REGISTER_SET_ROOM)
     vector = _IoVec(ctypes.addressof(buffer), _REGISTER_SET_ROOM)

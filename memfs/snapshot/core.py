@@ -8,7 +8,7 @@ import bisect
 import contextlib
 from collections.abc import Iterator
 
-from memfs.errors import MemfsError
+from memfs.errors import MemfsError, NoSuchEntry
 from memfs.image.elfcore import CoreFilter, CoreLayout, Extent, Segment, dumped_bytes, lay_out
 from memfs.image.elfnotes import pack_notes
 from memfs.image.memory import Memory
@@ -25,6 +25,7 @@ def open_core(snapshot: Snapshot, *, full: bool) -> "Core":
 
     Raises:
         TargetExited: the snapshot has been let go.
+        NoSuchEntry: the kind of program is one (x32) whose core files memfs does not know.
     """
     space = snapshot.open()
     try:
@@ -38,8 +39,7 @@ def open_core(snapshot: Snapshot, *, full: bool) -> "Core":
 def size_core(snapshot: Snapshot, *, full: bool) -> int:
     """Its size in bytes.
 
-    Raises:
-        TargetExited: the snapshot has been let go.
+    Raises: as :func:`open_core`.
     """
     if snapshot.core is None:
         open_core(snapshot, full=full).close()
@@ -50,13 +50,19 @@ def size_core(snapshot: Snapshot, *, full: bool) -> int:
 def _layout_of(snapshot: Snapshot, memory: Memory, *, full: bool) -> CoreLayout:
     if snapshot.core is None:
         frozen = snapshot.frozen
+        form = frozen.process.core_format
+        if form is None:
+            raise NoSuchEntry(
+                f"process {frozen.identity.pid} runs a program of the x32 ABI, of which memfs makes no core",
+                "read mem and vmas: they have all of its memory",
+            )
         workspace = Workspace()
         try:
             segments = [_segment(snapshot, part, memory, workspace, full=full) for part in frozen.parts]
         finally:
             workspace.close()
-        notes = pack_notes(frozen.process, frozen.threads, parse_maps(frozen.maps_text))
-        snapshot.core = lay_out(notes, segments)
+        notes = pack_notes(form, frozen.process, frozen.threads, parse_maps(frozen.maps_text))
+        snapshot.core = lay_out(form, notes, segments)
     return snapshot.core
 
 

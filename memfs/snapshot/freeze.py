@@ -11,19 +11,25 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
+import attrs
+
 from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
 from memfs.image.served import ServedFiles
 from memfs.linux import procfs
-from memfs.linux.arch import Architecture, this_architecture
+from memfs.linux.arch import CoreFormat, Machine
+from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
+from memfs.linux.inside import ThreadNumbers, read_inside
+from memfs.linux.machine import this_machine
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
+from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
-from memfs.target.identity import Identity, ProcessHandle, identify
+from memfs.target.identity import Identity, ProcessHandle, identify, read_status, read_text
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
@@ -57,12 +63,12 @@ class Freezing:
         Raises:
             MemfsError: it has ended, may not be looked into, or cannot be frozen by this kernel.
         """
-        architecture = this_architecture()
-        if architecture is None:
-            machine = os.uname().machine
-            raise CannotFreeze(f"memfs cannot freeze a process on {machine} yet", cause=errno.EOPNOTSUPP)
+        machine = this_machine()
+        if machine is None:
+            name = os.uname().machine
+            raise CannotFreeze(f"memfs cannot freeze a process on {name} yet", cause=errno.EOPNOTSUPP)
         self._request = request
-        self._architecture: Architecture = architecture
+        self._machine: Machine = machine
         self._pid = request.identity.pid
         self._handle = ProcessHandle(request.identity)
         self._looks = BoundedLooks(self._pid)
@@ -70,6 +76,7 @@ class Freezing:
         self._copy: Tracee | None = None
         self._watch: ExecWatch | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
+        self._core: CoreFormat | None = None
         self._marks: list[int] = []
         self._taken_ns = 0
 
@@ -80,11 +87,11 @@ class Freezing:
             TargetBusy: it cannot be stopped now.
             MemfsError: it cannot be frozen.
         """
-        resident_bytes = procfs.read_status(self._pid).resident_bytes
+        resident_bytes = read_status(self._pid).resident_bytes
         patience_s = _LOOK_S + resident_bytes * _LOOK_S_PER_BYTE
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
-            fork.ensure_possible(self._pid)
+            fork.ensure_possible(self._pid, self._space.objects_pid)
         with _spared():
             self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
         frozen = self._looks.run(self._describe, patience_s)
@@ -108,7 +115,7 @@ class Freezing:
             stopped.unreaped.append(copy.inner_number)
         while not stopped.keeps and stopped.unreaped:
             reaping = Reaping(self._request.identity, stopped.unreaped[-1])
-            if not reap(reaping, self._handle, self._architecture, self._looks):
+            if not reap(reaping, self._handle, self._machine, self._looks):
                 return False
             stopped.unreaped.pop()
         return not stopped.keeps
@@ -119,7 +126,7 @@ class Freezing:
 
     def _end_quietly(self, copy: Tracee) -> bool:
         reaping = Reaping(self._request.identity, copy.inner_number)
-        return end_quietly(copy, reaping, self._handle, self._architecture, self._looks)
+        return end_quietly(copy, reaping, self._handle, self._machine, self._looks)
 
     def _prepare(self) -> None:
         request = self._request
@@ -129,7 +136,8 @@ class Freezing:
         )
         self._flags = flags
         self._process = _read_process(self._space, request.identity)
-        self._owner = procfs.read_status(self._pid)
+        self._numbers = ThreadNumbers(self._pid)
+        self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
         self._layout = layout = self._space.layout_of(self._maps_text)
@@ -142,28 +150,36 @@ class Freezing:
             self._aside.prepare(list(_all_private(layout, self._known)), layout, limited=False)
 
     def _stop_and_copy(self, patience_s: float) -> None:
-        stopped = StoppedProcess(self._pid, self._architecture, time.monotonic() + self._request.stop_s)
-        self._stopped = stopped
-        _come_first(True)
-        self._looks.run(lambda: _come_first(True), _LOOK_S)
+        self._looks.run(take_first_place, _LOOK_S)
+        with first_place(self._pid) as lenders:
+            deadline = time.monotonic() + self._request.stop_s
+            self._stopped = StoppedProcess(self._pid, self._machine, deadline, lenders)
+            self._copy_stopped(self._stopped, patience_s)
+
+    def _copy_stopped(self, stopped: StoppedProcess, patience_s: float) -> None:
         self._mark()
         try:
             stopped.stop()
             self._taken_ns = time.time_ns()
             self._mark()
-            self._threads = stopped.record()
+            self._record(stopped)
             thread = None if self._request.copy_all else fork.choose_thread(stopped)
             area = 0 if thread is None else restartable.read_area(thread)
             look_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
             call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
             if thread is not None:
                 means = fork.Means(thread, call_address, patience_s)
-                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(self._pid))
+                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(thread))
             self._mark()
         finally:
             stopped.release()
-            _come_first(False)
         self._mark()
+
+    def _record(self, stopped: StoppedProcess) -> None:
+        """Write down what is in no memory: registers and signals."""
+        first = stopped.registers[min(stopped.registers)]
+        self._core = core = self._machine.format_of(self._process.auxv, first, self._layout.end)
+        self._threads = stopped.record(core.sets if core is not None else (), self._numbers.get)
 
     def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
         """See what is mapped, and copy what is to be copied.
@@ -175,7 +191,7 @@ class Freezing:
         """
         self._handle.ensure_same()
         with contextlib.suppress(OSError):  # the space is closed when the snapshot has been taken
-            self._watch = ExecWatch(self._pid)
+            self._watch = ExecWatch(self._space.objects_pid)
         if self._space.is_watched or not may_trace_all():
             self._space.ensure_same_program()
         else:
@@ -188,11 +204,10 @@ class Freezing:
             self._layout = self._space.layout_of(text)
         call_address = 0
         if thread is not None:
-            restartable.leave(self._pid, area, stopped.registers[thread], self._architecture)
+            architecture = fork.architecture_of(stopped, thread)
+            restartable.leave(thread, area, stopped.registers[thread], architecture)
             mappings = (region.mapping for region in self._layout.regions)
-            call_address = find_call_address(
-                self._pid, self._architecture, stopped.registers.values(), mappings
-            )
+            call_address = find_call_address(thread, architecture, stopped.registers.values(), mappings)
         self._mark()
         self._aside.take(self._layout)
         self._mark()
@@ -204,10 +219,15 @@ class Freezing:
     def _describe(self) -> Frozen:
         copy = None
         copy_number = 0
+        why_bound = ""
         uses = self._known.uses
         files: dict[ObjectKey, FileState] = {}
         if self._copy is not None:
             fork.settle(self._copy)
+            try:
+                move_apart(self._copy.pid)
+            except OSError as error:
+                why_bound = os.strerror(error.errno or errno.EIO)
             copy, copy_number = identify(self._copy.pid), self._copy.inner_number
             uses = self._flags.pin(copy).uses
             with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
@@ -217,6 +237,7 @@ class Freezing:
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
                 files = _file_states(space, self._layout, self._taken_ns)
+        extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
         return Frozen(
             identity=self._request.identity,
             copy=copy,
@@ -228,15 +249,17 @@ class Freezing:
                     for before, after in zip(self._marks, self._marks[1:], strict=False)
                 )
             ),
+            longest_look_us=self._known.longest_read_us,
             stat=self._space.stat,
             owner=self._owner,
-            process=self._process,
+            process=attrs.evolve(self._process, core_format=self._core, extra_note=extra),
             threads=self._threads,
             maps_text=self._maps_text,
             parts=tuple(self._decide(region, uses) for region in self._layout.regions),
             uses=uses,
             fetched=self._known.fetched,
             files=files,
+            why_bound=why_bound,
         )
 
     def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
@@ -270,20 +293,13 @@ class Freezing:
         return Part(region, Fate.FROZEN)
 
 
-def _is_open_to_its_user(pid: int) -> bool:
-    """Whether another user than us can look into *pid*: it is dumpable, and we could as well if it were not.
+def _is_open_to_its_user(tid: int) -> bool:
+    """Whether another user than us can look into *tid*: it is dumpable, and we could as well if it were not.
 
     The kernel gives the files of a process that is not dumpable to root (``task_dump_owner``, fs/proc).
     """
-    owner = os.stat(f"/proc/{pid}/mem").st_uid
+    owner = os.stat(f"/proc/{tid}/mem").st_uid
     return may_trace_all() and owner not in (0, os.geteuid())
-
-
-def _come_first(first: bool) -> None:
-    """While a process stands still, whoever is to let it go on has the CPU before all others."""
-    policy, priority = (os.SCHED_RR, 1) if first else (os.SCHED_OTHER, 0)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
 
 
 @contextlib.contextmanager
@@ -319,20 +335,20 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     pid = identity.pid
     try:
         stat = procfs.read_stat(pid)
-        status = procfs.read_status(pid)
-        arguments, auxv, core_filter = (
-            procfs.read_file(f"/proc/{pid}/{name}") for name in ("cmdline", "auxv", "coredump_filter")
-        )
+        inside = read_inside(pid)
+        arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
+        # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).
+        core_filter = procfs.read_file(f"/proc/{space.objects_pid}/coredump_filter")
     except (FileNotFoundError, ProcessLookupError):
         raise TargetExited(f"process {pid} has ended") from None
     space.ensure_same_program()
     return ProcessRecord(
-        pid=pid,
-        parent=stat.parent,
-        group=stat.group,
-        session=stat.session,
-        uid=status.uid,
-        gid=status.gid,
+        pid=inside.pid,
+        parent=inside.parent,
+        group=inside.group,
+        session=inside.session,
+        uid=inside.uid,
+        gid=inside.gid,
         state=stat.state,
         nice=stat.nice,
         flags=stat.flags,

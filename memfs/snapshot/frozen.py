@@ -5,7 +5,8 @@ the copy ends.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as ReadOnlyDict
 from typing import TYPE_CHECKING
 
 from memfs.errors import RangeUnmapped, TargetExited
@@ -58,8 +59,8 @@ class FrozenSpace(Space):
         for region in self._layout.over(span):
             yield region.mapping
 
-    def use_of(self, start: int) -> MemoryUse | None:
-        return self._frozen.uses.get(start)
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        return self._frozen.uses
 
     def is_fetched(self, span: Span) -> bool:
         return any(span.clip(fetched) for fetched in self._frozen.fetched)
@@ -80,6 +81,14 @@ class FrozenSpace(Space):
 
     def read_waiting(self, address: int, view: memoryview) -> int:
         raise unmapped(address)  # no one supplies pages to a copy
+
+    def expect_swapped(self, spans: Sequence[Span], *, ahead: bool) -> None:
+        if self._copy is not None:
+            self._copy.expect_swapped(spans, ahead=ahead)
+
+    def put_back(self, spans: Sequence[Span]) -> None:
+        if self._copy is not None:
+            self._copy.put_back(spans)
 
     def open_backing(self, mapping: Mapping) -> int:
         if self._copy is None:

@@ -21,6 +21,7 @@ def format_info(frozen: Frozen) -> bytes:
         "taken": taken.isoformat(timespec="microseconds"),
         "pause_us": frozen.phases.pause,
         "phases_us": attrs.asdict(frozen.phases),
+        "longest_look_us": frozen.longest_look_us,
         "threads": len(frozen.threads),
         "vmas": len(frozen.parts),
         "bytes": {fate: totals[fate] for fate in ("frozen", "copied", "live", "absent")},

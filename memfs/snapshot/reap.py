@@ -4,19 +4,19 @@ Else it would stay a zombie for as long as the process lives.
 """
 
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable
 
 from memfs.errors import MemfsError
 from memfs.linux import procfs
-from memfs.linux.arch import Architecture
+from memfs.linux.arch import Machine
+from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.values import Reaping
 from memfs.target import fork, restartable
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
-from memfs.target.identity import ProcessHandle
+from memfs.target.identity import ProcessHandle, path_of
 from memfs.target.injection import Diverted
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
@@ -25,25 +25,25 @@ _STOP_S = 0.05
 _STEP_S = 1.0
 
 
-def reap(reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks) -> bool:
+def reap(reaping: Reaping, process: ProcessHandle, machine: Machine, looks: BoundedLooks) -> bool:
     """Have some thread of the process reap its child; returns whether nothing of that is left.
 
     The child has ended, so its number cannot come to mean another one before it is reaped.
     """
     for tid in _thread_ids(reaping.identity.pid):
-        if _in_a_thread(functools.partial(_reap_by, tid, None, reaping, process, architecture, looks)):
+        if _in_a_thread(functools.partial(_reap_by, tid, None, reaping, process, machine, looks)):
             return True
     return process.exited  # then it goes to init, as every orphan does
 
 
 def end_quietly(
-    copy: Tracee, reaping: Reaping, process: ProcessHandle, architecture: Architecture, looks: BoundedLooks
+    copy: Tracee, reaping: Reaping, process: ProcessHandle, machine: Machine, looks: BoundedLooks
 ) -> bool:
     """End *copy*, a child of the process, and reap it, while all threads of that stand still.
 
     So the process is not told by a SIGCHLD. Returns whether it came to that; if not, the copy may have ended.
     """
-    return _in_a_thread(functools.partial(_reap_by, None, copy, reaping, process, architecture, looks))
+    return _in_a_thread(functools.partial(_reap_by, None, copy, reaping, process, machine, looks))
 
 
 def _in_a_thread(attempt: Callable[[], bool]) -> bool:
@@ -60,11 +60,24 @@ def _reap_by(
     copy: Tracee | None,
     reaping: Reaping,
     process: ProcessHandle,
-    architecture: Architecture,
+    machine: Machine,
     looks: BoundedLooks,
 ) -> bool:
     """Stop a process, or *only* one thread of it, end *copy* if there is one, and have it reaped."""
-    stopped = StoppedProcess(reaping.identity.pid, architecture, time.monotonic() + _STOP_S)
+    with first_place(reaping.identity.pid) as lenders:
+        deadline = time.monotonic() + _STOP_S
+        stopped = StoppedProcess(reaping.identity.pid, machine, deadline, lenders)
+        return _reap_stopped(stopped, only, copy, reaping, process, looks)
+
+
+def _reap_stopped(
+    stopped: StoppedProcess,
+    only: int | None,
+    copy: Tracee | None,
+    reaping: Reaping,
+    process: ProcessHandle,
+    looks: BoundedLooks,
+) -> bool:
     try:
         process.ensure_same()
         stopped.stop(only)
@@ -73,6 +86,7 @@ def _reap_by(
         area = restartable.read_area(thread)
         call_address = looks.run(functools.partial(_find_call, stopped, thread, area), _STEP_S)
         if copy is not None:
+            take_first_place(copy.pid)
             copy.end()
         fork.reap_child(stopped, fork.Means(thread, call_address, _STEP_S), reaping.number)
     except ChildProcessError:
@@ -87,14 +101,14 @@ def _reap_by(
 
 
 def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
-    pid, architecture = stopped.pid, stopped.architecture
-    restartable.leave(pid, area, stopped.registers[tid], architecture)
-    mappings = procfs.parse_maps(procfs.read_file(f"/proc/{pid}/maps"))
-    return find_call_address(pid, architecture, stopped.registers.values(), mappings)
+    pid, architecture = stopped.pid, fork.architecture_of(stopped, tid)
+    restartable.leave(tid, area, stopped.registers[tid], architecture)
+    mappings = procfs.parse_maps(procfs.read_file(path_of(pid, tid, "maps")))
+    return find_call_address(tid, architecture, stopped.registers.values(), mappings)
 
 
 def _thread_ids(pid: int) -> list[int]:
     try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+        return procfs.thread_ids(pid)
     except (FileNotFoundError, ProcessLookupError):
         return []

@@ -6,6 +6,7 @@ Taking one waits for a worker, up to a second or so: these calls belong in a thr
 import contextlib
 import functools
 import itertools
+import logging
 import socket
 import threading
 import time
@@ -21,16 +22,17 @@ from memfs.errors import (
     TargetStuck,
     TooMany,
 )
-from memfs.linux import procfs
 from memfs.snapshot.history import Times
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Request
 from memfs.snapshot.workers import Workers
-from memfs.target.identity import Identity, identify
+from memfs.target.identity import Identity, identify, read_status
 from memfs.target.origins import Device
 
 MOST_OF_A_PROCESS = 16
 MOST_IN_ALL = 64
+
+log = logging.getLogger(__name__)
 
 _STOP_S = (0.05, 0.1, 0.2)
 """How long each attempt waits for the threads to stop: those that have stopped wait meanwhile."""
@@ -64,6 +66,7 @@ class Snapshots:
         self._coming: dict[Identity, Future[None]] = {}
         self._held: dict[SnapshotId, Snapshot] = {}
         self._serials = itertools.count(1)
+        self._told_of_bound = False
         self._lock = threading.Lock()
 
     # By name
@@ -287,8 +290,15 @@ class Snapshots:
         request = Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s)
         patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            patience_s += procfs.read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
+            patience_s += read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
         frozen, aside, hold = self._workers.take(request, patience_s)
+        if frozen.why_bound and not self._told_of_bound:
+            self._told_of_bound = True
+            log.warning(
+                "a snapshot of process %d stays in a cgroup that is killed as a whole (%s)",
+                identity.pid,
+                frozen.why_bound,
+            )
         with self._lock:
             id_ = SnapshotId(identity, next(self._serials))
         snapshot = Snapshot(id_, frozen, aside, functools.partial(self._workers.let_go, hold), self._forget)

@@ -108,11 +108,13 @@ class Frozen:
         copy: the frozen process, whose address space holds the frozen pages; None where all was copied.
         copy_number: its number as the process sees it.
         taken_ns: when, since the epoch.
+        longest_look_us: how long the longest look at its VMAs before that may have kept others waiting.
         stat: of the process; where its heap, its stack and its code begin.
         owner: its user and group, and how much memory it held.
         uses: what smaps says of each VMA of the copy, by its start address.
         fetched: where a userfaultfd supplied missing pages, which no one does now.
         files: the mapped files, as they were just after.
+        why_bound: why the copy stays in a cgroup whose processes are killed with it; empty where it does not.
     """
 
     identity: Identity
@@ -120,6 +122,7 @@ class Frozen:
     copy_number: int
     taken_ns: int
     phases: Phases
+    longest_look_us: int
     stat: Stat
     owner: Status
     process: ProcessRecord
@@ -129,3 +132,4 @@ class Frozen:
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
     files: ReadOnlyDict[ObjectKey, FileState]
+    why_bound: str = ""

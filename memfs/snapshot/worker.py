@@ -18,7 +18,8 @@ from collections.abc import Callable
 
 from memfs.errors import CannotFreeze, MemfsError, TargetExited
 from memfs.linux import ptrace, wire
-from memfs.linux.arch import this_architecture
+from memfs.linux.inheritance import prepare_to_lend
+from memfs.linux.machine import this_machine
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.reap import reap
 from memfs.snapshot.values import Reaping, Request
@@ -36,6 +37,7 @@ def work(channel: socket.socket) -> None:
     gc.disable()  # in the pause it would be in the way, and there is no garbage to speak of
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     ptrace.prepare_to_wait()
+    prepare_to_lend()
     try:
         request, _ = wire.receive(channel)
     except EOFError:
@@ -80,15 +82,15 @@ def _await_end(channel: socket.socket, freezing: Freezing) -> None:
 
 def _reaper(request: Reaping) -> Callable[[], bool]:
     """Reaps the copy of a worker that was killed, and returns whether nothing of it is left."""
-    architecture = this_architecture()
+    machine = this_machine()
     try:
         process = ProcessHandle(request.identity)
     except MemfsError:
-        architecture = None
-    if architecture is None:
+        machine = None
+    if machine is None:
         return lambda: True
     looks = BoundedLooks(request.identity.pid)
-    return functools.partial(reap, request, process, architecture, looks)
+    return functools.partial(reap, request, process, machine, looks)
 
 
 def _let_go(attempt: Callable[[], bool], channel: socket.socket) -> None:

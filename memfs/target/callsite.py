@@ -9,8 +9,9 @@ import errno
 from collections.abc import Iterable, Iterator
 
 from memfs.errors import CannotFreeze
-from memfs.linux.arch import Architecture, Registers
+from memfs.linux.arch import Architecture
 from memfs.linux.procfs import Access, Mapping
+from memfs.linux.registers import Registers
 from memfs.linux.span import Span
 from memfs.linux.syscalls import peek
 
@@ -27,8 +28,9 @@ def find_call_address(
 ) -> int:
     """The address of a call instruction of *pid*, all of whose threads stand still.
 
-    A thread that waits in a system call has entered it by one. Else there is one in the vDSO; a process
-    without it, under valgrind say, has one somewhere in its code. Reading that may wait without end.
+    It is one of *architecture*, the mode of the thread that is to run it. A thread that waits in a system
+    call has entered it by one. Else there is one in the vDSO; a process without it, under valgrind say, has
+    one somewhere in its code. Reading that may wait without end.
 
     Raises:
         CannotFreeze: it has none.
@@ -39,7 +41,7 @@ def find_call_address(
             if peek(pid, address, len(wanted)) == wanted:
                 return address
     left_bytes = _MOST_BYTES
-    for span in _code(mappings):
+    for span in _code(mappings, architecture.reach):
         for piece in _pieces(span, len(wanted), left_bytes):
             with contextlib.suppress(OSError):
                 at = peek(pid, piece.start, piece.size).find(wanted)
@@ -55,14 +57,14 @@ def find_call_address(
 
 def _entered_by(architecture: Architecture, registers: Iterable[Registers]) -> Iterator[int]:
     for found in registers:
-        if architecture.is_native(found) and architecture.call_number(found) >= 0:
+        if architecture.is_mode_of(found) and architecture.call_number(found) >= 0:
             yield architecture.program_counter(found) - len(architecture.call_instruction)
 
 
-def _code(mappings: Iterable[Mapping]) -> Iterator[Span]:
-    """What can be executed: the vDSO first."""
+def _code(mappings: Iterable[Mapping], reach: int) -> Iterator[Span]:
+    """What can be executed, below the address *reach*: the vDSO first."""
     wanted = Access.READ | Access.EXEC
-    found = [mapping for mapping in mappings if mapping.access & wanted == wanted]
+    found = [m for m in mappings if m.access & wanted == wanted and m.span.end <= reach]
     found.sort(key=lambda mapping: bool(mapping.inode) or mapping.path != _VDSO)
     return (mapping.span for mapping in found)
 

@@ -11,6 +11,7 @@ and the target, stopped again for the blink of one call, reaps it.
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
-from memfs.linux.arch import Call
+from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
+from memfs.linux.scheduling import has_deadline, may_fork
+from memfs.target.identity import path_of
 from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
@@ -44,13 +47,13 @@ _MENDS = {
 }
 
 
-def ensure_possible(pid: int) -> None:
-    """Make sure that a copy would live where the process lives.
+def ensure_possible(pid: int, thread: int) -> None:
+    """Make sure that a copy made by *thread* would live where process *pid* lives.
 
     Raises:
         CannotFreeze: its children go into another pid namespace, as init.
     """
-    namespace = f"/proc/{pid}/ns/pid"
+    namespace = path_of(pid, thread, "ns/pid")
     if os.stat(namespace).st_ino != os.stat(f"{namespace}_for_children").st_ino:
         raise CannotFreeze(
             f"the children of process {pid} go into another pid namespace",
@@ -88,13 +91,14 @@ def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
     """
     pid = stopped.pid
     try:
-        with _running(stopped, means, Option.EXIT_KILL) as injection:
+        with _running(stopped, means, Option.EXIT_KILL) as injection, may_fork(means.thread):
             if hide:
                 _close_to_others(injection)
             helper = Tracee(injection.clone(_HELPER_FLAGS))
             try:
+                stopped.hurry(helper.pid)
                 helper.await_birth(means.patience_s)
-                return _copy_by(helper, injection, means.patience_s)
+                return _copy_by(helper, injection, stopped, means.patience_s)
             finally:
                 injection.give_up(helper)
     except Killed:
@@ -146,8 +150,14 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
     """One thread of *stopped*, to run calls for us."""
     thread = means.thread
     registers = stopped.registers[thread]
+    stopped.hurry(thread)
     injection = Injection(
-        thread, registers, stopped.architecture, means.call_address, means.patience_s, extra=extra
+        thread,
+        registers,
+        architecture_of(stopped, thread),
+        means.call_address,
+        means.patience_s,
+        extra=extra,
     )
     try:
         # A filter may answer a call that it does not like with the death of the process: do not try.
@@ -163,29 +173,38 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
 
 
 def choose_thread(stopped: StoppedProcess) -> int:
-    """The thread to run our calls: best one that waits in a call of its own.
+    """The thread to run our calls: best one that waits in a call of its own, and has no deadline.
 
     Raises:
-        CannotFreeze: all are in 32-bit mode.
+        CannotFreeze: the processor runs all in a mode that memfs does not know.
     """
-    architecture = stopped.architecture
-    native = [tid for tid, found in stopped.registers.items() if architecture.is_native(found)]
-    if not native:
-        raise CannotFreeze(
-            f"process {stopped.pid} runs in 32-bit mode",
-            "mount with -o snapshot_fallback=copy",
-            cause=errno.EOPNOTSUPP,
-        )
-    waiting = (tid for tid in native if architecture.call_number(stopped.registers[tid]) >= 0)
-    return next(waiting, native[0])
+    for architecture in stopped.machine.architectures:
+        able = [tid for tid, found in stopped.registers.items() if architecture.is_mode_of(found)]
+        waiting = (tid for tid in able if architecture.call_number(stopped.registers[tid]) >= 0)
+        best = (tid for tid in itertools.chain(waiting, able) if not has_deadline(tid))
+        if able:
+            return next(best, able[0])
+    raise CannotFreeze(
+        f"process {stopped.pid} runs in a mode of the processor that memfs does not know",
+        "mount with -o snapshot_fallback=copy",
+        cause=errno.EOPNOTSUPP,
+    )
 
 
-def _copy_by(helper: Tracee, parent: Injection, patience_s: float) -> Tracee:
+def architecture_of(stopped: StoppedProcess, thread: int) -> Architecture:
+    """The mode of a thread that :func:`choose_thread` gave."""
+    architecture = stopped.architecture_of(thread)
+    assert architecture is not None
+    return architecture
+
+
+def _copy_by(helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float) -> Tracee:
     injection = parent.beside(helper.pid, extra=Option.EXIT_KILL)
     injection.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
     injection.call(Call.SETSID)
     copy = Tracee(injection.clone(_CLONE_PARENT))
     try:
+        stopped.hurry(copy.pid)
         copy.await_birth(patience_s)
     except BaseException:
         parent.give_up(copy)
@@ -194,6 +213,11 @@ def _copy_by(helper: Tracee, parent: Injection, patience_s: float) -> Tracee:
 
 
 def settle(copy: Tracee) -> None:
-    """What is to be done of a copy once the target goes on: memory short, it goes before anyone else."""
+    """What is to be done of a copy once the target goes on.
+
+    Memory short, it goes before anyone else. All that it ever runs is its own end, which is not urgent.
+    """
     with contextlib.suppress(OSError), open(f"/proc/{copy.pid}/oom_score_adj", "wb") as file:
         file.write(_FIRST_TO_BE_KILLED)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(copy.pid, os.SCHED_OTHER, os.sched_param(0))

@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator
 
 from memfs.linux import ptrace
-from memfs.linux.arch import Architecture, Call, Registers
+from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import CallInfo, CallStop, Event, Option, Status
+from memfs.linux.registers import Registers
 from memfs.linux.syscalls import send_to_thread
 from memfs.target.tracee import Killed, Tracee
 
@@ -98,7 +99,7 @@ class Injection:
     def beside(self, tid: int, *, extra: Option) -> "Injection":
         """The same for another thread, which stands still, with the registers that it has now."""
         with _killed_if_gone():
-            registers = ptrace.get_registers(tid, self._architecture.registers)
+            registers = ptrace.get_registers(tid, type(self._registers))
         return Injection(
             tid, registers, self._architecture, self._call_address, self._patience_s, extra=extra
         )
@@ -229,7 +230,7 @@ class Injection:
     def _cancel_call(self) -> None:
         """Where the thread is about to begin a call, have it begin none."""
         if ptrace.get_call_info(self.tid).stop is not CallStop.EXIT:
-            registers = ptrace.get_registers(self.tid, self._architecture.registers)
+            registers = ptrace.get_registers(self.tid, type(self._registers))
             self._architecture.cancel(registers)
             ptrace.set_registers(self.tid, registers)
 

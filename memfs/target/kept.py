@@ -25,9 +25,13 @@ def _any(_: object) -> bool:
 class Kept(Generic[Key, Answer]):
     """What was found, by what it is the answer to."""
 
-    def __init__(self, long_s: float = 0.0) -> None:
-        """What takes less than *long_s* seconds is found anew for each who asks."""
+    def __init__(self, long_s: float = 0.0, *, least_s: float = 0.0) -> None:
+        """What takes less than *long_s* seconds is found anew for each who asks.
+
+        An answer that is kept is so for *least_s* seconds, however quickly it was found.
+        """
         self._long_s = long_s
+        self._least_s = least_s
         self._lock = threading.Lock()
         self._answers: dict[Key, tuple[float, Answer]] = {}
         self._coming: dict[Key, Future[Answer]] = {}
@@ -52,6 +56,11 @@ class Kept(Generic[Key, Answer]):
                 return answer
         return self._find(key, find, mine)
 
+    def peek(self, key: Key) -> Answer | None:
+        """A kept answer to *key*, at once; None where one has to be found."""
+        expires, *kept = self._answers.get(key, (0.0,))
+        return kept[0] if kept and time.monotonic() < expires else None
+
     def pin(self, key: Key, answer: Answer) -> None:
         """From now on this is the answer to *key*, whatever it should suit."""
         with self._lock:
@@ -73,6 +82,6 @@ class Kept(Generic[Key, Answer]):
                 del self._answers[old]
             pinned = self._answers.get(key, (0.0,))[0] == math.inf
             if now - began >= self._long_s and not pinned:
-                self._answers[key] = now + _SHARE * (now - began), answer
+                self._answers[key] = now + max(self._least_s, _SHARE * (now - began)), answer
         mine.set_result(answer)
         return answer

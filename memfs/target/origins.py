@@ -194,18 +194,23 @@ class Origins:
         self._table = MountTable()
         self._regular: set[tuple[Device, int]] = set()
 
-    def find(self, pid: int, mappings: Iterable[Mapping]) -> "Found":
-        """The origin of each of *mappings*, those of process *pid*: one question for each object."""
+    def find(self, thread: Callable[[], int], mappings: Iterable[Mapping]) -> "Found":
+        """The origin of each of *mappings*: one question for each object.
+
+        *thread* gives the number of a thread that has them, and is asked only where one must be looked at.
+        """
         found: dict[tuple[Device, int], Origin] = {}
         ours: MountList | None = None
-        theirs = _TheirTypes(pid)
+        theirs = _TheirTypes(thread)
         for mapping in mappings:
             if mapping.backed and (key := (mapping.device, mapping.inode)) not in found:
                 ours = ours or self._table.get()
-                found[key] = self._find_one(pid, mapping, ours, theirs)
+                found[key] = self._find_one(thread, mapping, ours, theirs)
         return Found(found)
 
-    def _find_one(self, pid: int, mapping: Mapping, ours: MountList, theirs: "_TheirTypes") -> Origin:
+    def _find_one(
+        self, thread: Callable[[], int], mapping: Mapping, ours: MountList, theirs: "_TheirTypes"
+    ) -> Origin:
         device = mapping.device
         internal = internal_mounts().origin_of(device)
         if internal is not None:
@@ -219,7 +224,7 @@ class Origins:
             return Origin.UNKNOWN
         if origin is not Origin.FILE or (device, mapping.inode) in self._regular:
             return origin
-        look = look_at(pid, mapping, ours)
+        look = look_at(thread(), mapping, ours)
         if look is Look.REGULAR:
             if len(self._regular) >= _MOST_REMEMBERED:
                 self._regular = set()
@@ -264,15 +269,15 @@ class Found:
 
 
 class _TheirTypes:
-    """The types of what is mounted in the namespace of another process, read when first asked for."""
+    """The types of what is mounted in the namespace of another thread, read when first asked for."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, thread: Callable[[], int]) -> None:
+        self._thread = thread
         self._types: ReadOnlyDict[Device, bytes] | None = None
 
     def get(self, device: Device) -> bytes | None:
         if self._types is None:
             self._types = {}
             with contextlib.suppress(OSError):
-                self._types = list_mounts(read_mounts_of(self._pid)).types
+                self._types = list_mounts(read_mounts_of(self._thread())).types
         return self._types.get(device)

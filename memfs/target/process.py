@@ -14,7 +14,7 @@ import copy
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as ReadOnlyDict
 from typing import Self
 
@@ -28,11 +28,13 @@ from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import Span
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
-from memfs.target.identity import Identity, ProcessHandle
+from memfs.target.identity import Identity, ProcessHandle, path_of, read_timed
 from memfs.target.kept import Kept
-from memfs.target.layout import USER_END, Layout, make_layout, needs_flags
+from memfs.target.layout import Layout, make_layout, needs_flags
 from memfs.target.origins import Device, has_unique_numbers, origins
+from memfs.target.sameness import marks_of
 from memfs.target.space import Space, unmapped
+from memfs.target.swapped import SwapKeeper
 
 _LONG_BYTES = 1 << 17
 """From here on process_vm_readv and the question after it take less time than a read of /proc/PID/mem."""
@@ -47,10 +49,13 @@ class VmaFlags:
     Attributes:
         fetched: VMAs whose missing pages a userfaultfd supplies. A page that is not there may have
             any content, so it is no hole.
+        longest_read_us: how long the longest read of smaps took: so long may a thread of the process that
+            wanted to map or unmap memory have waited for us.
     """
 
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
+    longest_read_us: int
 
 
 class VmaFlagsCache:
@@ -78,13 +83,13 @@ class VmaFlagsCache:
 
 
 def _read_flags(identity: Identity) -> VmaFlags:
-    text = procfs.read_file(f"/proc/{identity.pid}/smaps")
+    text, longest_ns = read_timed(identity.pid, "smaps")
     uses = {use.start: use for use in procfs.parse_smaps(text)}
     fetching = [use.start for use in uses.values() if b"um" in use.flags]
     spans = {}
     if fetching:
         spans = {m.span.start: m.span for m in procfs.parse_maps(text)}
-    return VmaFlags(uses, tuple(spans[start] for start in fetching))
+    return VmaFlags(uses, tuple(spans[start] for start in fetching), longest_ns // 1000)
 
 
 class _Files:
@@ -162,10 +167,12 @@ class AddressSpace(Space):
         self._own_device = own_device
         self._queries = True
         self._frozen = frozen
+        self._thread = identity.pid
         self._watch: ExecWatch | None = None
         self.mem = self._pagemap = self._maps = -1
         self._process = ProcessHandle(identity)
         self._files: _Files | None = _Files(self._process)
+        self._swap = SwapKeeper(self._process)
         try:
             self._open_all(memory, watched)
         except BaseException:
@@ -174,33 +181,44 @@ class AddressSpace(Space):
 
     def _open_all(self, memory: bool, watched: bool) -> None:
         # The descriptors are opened one by one, and an exec may come between two of them. Then they
-        # would belong to two programs: so look whether the program is still the same, or try again.
+        # would belong to two programs. Or the thread by which they are opened ends, and they show nothing.
+        # So look whether both are still the same, or try again.
         files = self._files
         assert files is not None
         before = self._process.ensure_same()
         for _ in range(_TRIES):
-            self._watch = _try_to_watch(self.identity.pid) if watched else None
-            self._maps = files.add(self._open("maps"))
-            self._pagemap = files.add(self._open("pagemap"))
-            if memory:
-                self.mem = files.add(self._open("mem"))
+            self._thread = before.thread
+            self._watch = _try_to_watch(before.thread) if watched else None
+            opened = self._try_to_open(files, memory)
             self.stat = self._process.ensure_same()
-            if before.same_program(self.stat) and not (self.is_watched and self.has_changed):
+            if not opened and not self.stat.has_memory:
+                raise TargetExited(f"process {self.identity.pid} is ending")
+            same = before.same_program(self.stat) and before.thread == self.stat.thread
+            if opened and same and not (self.is_watched and self.has_changed):
                 return
             before = self.stat
             self._close_watch()
             files.clear()
         raise TargetReplaced(f"process {self.identity.pid} runs one program after another", "try again")
 
+    def _try_to_open(self, files: _Files, memory: bool) -> bool:
+        """Open the files of the thread; False where it has ended."""
+        try:
+            self._maps = files.add(self._open("maps"))
+            self._pagemap = files.add(self._open("pagemap"))
+            if memory:
+                self.mem = files.add(self._open("mem"))
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
     def _open(self, name: str) -> int:
         pid = self.identity.pid
         try:
-            return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path_of(pid, self._thread, name), os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:
-            reason = why_denied(pid)
+            reason = why_denied(self._thread)
             raise AccessDenied(f"process {pid} may not be read: {reason.cause}", reason.mend) from None
-        except (FileNotFoundError, ProcessLookupError):
-            raise TargetExited(f"process {pid} has ended") from None
 
     def again(self) -> Self | None:
         """The same, for someone else who closes it; None where it was closed, or the program has changed.
@@ -214,7 +232,8 @@ class AddressSpace(Space):
         if files is None or not files.hold():
             return None
         try:
-            if self._process.ensure_same().same_program(self.stat):
+            now = self._process.ensure_same()
+            if now.same_program(self.stat) and now.thread == self._thread:
                 return copy.copy(self)
         except BaseException:
             files.let_go()
@@ -296,16 +315,15 @@ class AddressSpace(Space):
         return next(self.mappings_over(mapping.span, paths=True), mapping)
 
     def _classify(self, mappings: tuple[Mapping, ...]) -> Layout:
-        found = origins().find(self.identity.pid, mappings)
+        found = origins().find(self._living_thread, mappings)
         in_doubt = tuple(m.span.start for m in mappings if needs_flags(m, found.of(m)))
         uses: ReadOnlyDict[int, MemoryUse] = {}
         if in_doubt:
             uses = self._read_flags(in_doubt).uses
         return make_layout(mappings, found, uses, self._own_device)
 
-    def use_of(self, start: int) -> MemoryUse | None:
-        """What smaps says of the VMA that begins at *start*; None where there is none."""
-        return self._read_flags((start,)).uses.get(start)
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        return self._read_flags(()).uses
 
     def is_fetched(self, span: Span) -> bool:
         """Whether a userfaultfd supplies missing pages in some part of *span*."""
@@ -381,12 +399,18 @@ class AddressSpace(Space):
         """
         for _ in range(_TRIES):
             with contextlib.suppress(OSError):
-                read_process(self.identity.pid, (address, memoryview(bytearray(_WAITED_BYTES))))
+                read_process(self.objects_pid, (address, memoryview(bytearray(_WAITED_BYTES))))
             with contextlib.suppress(OSError):
                 if copied := os.preadv(self.mem, (view,), address):
                     return copied
             next(self.mappings_over(Span(address, address + 1)), None)
         raise unmapped(address)
+
+    def expect_swapped(self, spans: Sequence[Span], *, ahead: bool) -> None:
+        self._swap.expect(spans, ahead=ahead)
+
+    def put_back(self, spans: Sequence[Span]) -> None:
+        self._swap.put_back(spans)
 
     def read_present(self, address: int, view: memoryview) -> bool:
         """Copy pages that are known to be there; False where *view* must be filled in some other way.
@@ -398,7 +422,7 @@ class AddressSpace(Space):
         """
         if len(view) >= _LONG_BYTES and self.is_watched:
             with contextlib.suppress(OSError):
-                if read_process(self.identity.pid, (address, view)) == len(view) and not self.has_changed:
+                if read_process(self._thread, (address, view)) == len(view) and not self.has_changed:
                     return True
         return super().read_present(address, view)
 
@@ -411,7 +435,7 @@ class AddressSpace(Space):
             OSError: it cannot be had; then its pages are read through the address space.
             MemfsError: as :meth:`ensure_shows`.
         """
-        fd = origins().open(self.identity.pid, mapping)
+        fd = origins().open(self.objects_pid, mapping)
         try:
             self.ensure_shows(mapping)
         except BaseException:
@@ -421,7 +445,17 @@ class AddressSpace(Space):
 
     @property
     def objects_pid(self) -> int:
-        return self.identity.pid
+        return self._living_thread()
+
+    def _living_thread(self) -> int:
+        """The main thread, or another one where that has ended: it has the same memory.
+
+        Raises:
+            TargetExited: the process has ended.
+        """
+        if not self._frozen and (self._watch is None or self._watch.tripped):
+            self._thread = self._process.ensure_same().thread
+        return self._thread
 
     def ensure_shows(self, mapping: Mapping) -> None:
         """Make sure that what was just opened or read by the pid is what this mm shows at *mapping*.
@@ -434,10 +468,15 @@ class AddressSpace(Space):
             TargetExited, TargetReplaced: it may be another program's.
         """
         now = next(self.mappings_over(mapping.span), None)
-        if now is None or not now.same_memory(mapping):
+        if now is None or not now.same_memory(mapping) or not self._has(self._thread):
             raise unmapped(mapping.span.start)
         if not has_unique_numbers(mapping):
             self.ensure_same_program()
+
+    def _has(self, thread: int) -> bool:
+        """Whether that number has been a thread of the process all the time; the main thread's always is."""
+        pid = self.identity.pid
+        return thread == pid or os.path.exists(f"/proc/{pid}/task/{thread}")
 
     def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
         """A running process shows an object as it is."""
@@ -445,35 +484,31 @@ class AddressSpace(Space):
     def ensure_same_program(self) -> None:
         """Make sure that what was just done by the pid was done to this mm, as far as can be told.
 
-        Without a watch the answer rests on the addresses above the stack, where the kernel maps the vDSO anew
-        with each exec. A process can set those that stat tells (PR_SET_MM, prctl(2)), and move its own vDSO;
-        but it cannot know where that of a set-uid program will be, whose addresses are always random.
+        Without a watch, or where the thread has ended that was watched, the answer rests on addresses.
 
         Raises:
             TargetExited, TargetReplaced: it may have been done to another program.
         """
         next(self.mappings_over(Span(0, 1)), None)
-        same = self._process.ensure_same().same_program(self.stat)
-        if not same or (self.has_changed if self.is_watched else not self._is_as_high()):
+        now = self._process.ensure_same()
+        same = now.same_program(self.stat)
+        if self.is_watched and self.has_changed:
+            same = same and now.thread != self.stat.thread
+        if not same or not ((self.is_watched and not self.has_changed) or self._has_same_marks()):
             raise TargetReplaced(f"process {self.identity.pid} has exec'ed another program")
 
-    def _is_as_high(self) -> bool:
-        """Whether what the pid maps above its stack now is what this mm has there."""
+    def _has_same_marks(self) -> bool:
+        """Whether what the pid maps now is marked as this mm is, see :mod:`memfs.target.sameness`."""
         try:
             now = AddressSpace(self.identity, self._flags, memory=False)
         except AccessDenied:
             return False
         with now:
-            above = Span(now.stat.stack_start, USER_END)
-            theirs, ours = (
-                [found for found in space.mappings_over(above, paths=True) if found.span.start > above.start]
-                for space in (now, self)
-            )
-            return theirs == ours
+            return marks_of(now) == marks_of(self)
 
 
-def _try_to_watch(pid: int) -> ExecWatch | None:
+def _try_to_watch(tid: int) -> ExecWatch | None:
     try:
-        return ExecWatch(pid)
+        return ExecWatch(tid)
     except OSError:
         return None

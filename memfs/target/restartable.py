@@ -7,7 +7,8 @@ that runs a call for us, elsewhere, and forget the sequence, whose rest would th
 import struct
 
 from memfs.linux import ptrace
-from memfs.linux.arch import Architecture, Registers
+from memfs.linux.arch import Architecture
+from memfs.linux.registers import Registers
 from memfs.linux.span import Span
 from memfs.linux.syscalls import peek
 

@@ -2,7 +2,8 @@
 
 import abc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as ReadOnlyDict
 from typing import ClassVar, Self
 
 from memfs.errors import RangeUnmapped
@@ -61,8 +62,8 @@ class Space(abc.ABC):
         """
 
     @abc.abstractmethod
-    def use_of(self, start: int) -> MemoryUse | None:
-        """What smaps says of the VMA that begins at *start*; None where there is none."""
+    def uses(self) -> ReadOnlyDict[int, MemoryUse]:
+        """What smaps says of each VMA, by its start address."""
 
     @abc.abstractmethod
     def is_fetched(self, span: Span) -> bool:
@@ -79,13 +80,13 @@ class Space(abc.ABC):
         """
 
     def held_end(self, start: int, end: int, scanner: Scanner) -> int:
-        """Up to where, from *start* on and *end* at most, the page tables hold pages; all page-aligned.
+        """Up to where, from *start* on and *end* at most, all pages are in memory; all page-aligned.
 
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
         run = next(self.pages(Span(start, end), scanner, 1), None)
-        return run.span.end if run is not None and run.held else start
+        return run.span.end if run is not None and run.held and not run.swapped else start
 
     @abc.abstractmethod
     def read_waiting(self, address: int, view: memoryview) -> int:
@@ -95,6 +96,18 @@ class Space(abc.ABC):
             TargetExited, TargetReplaced: it may have been another program's memory.
             RangeUnmapped: nothing can be read there.
         """
+
+    @abc.abstractmethod
+    def expect_swapped(self, spans: Sequence[Span], *, ahead: bool) -> None:
+        """Get ready for a read of *spans*, which are swapped out, see :meth:`SwapKeeper.expect`.
+
+        Raises:
+            NoRoom: they would stay in memory, for which there is no room.
+        """
+
+    @abc.abstractmethod
+    def put_back(self, spans: Sequence[Span]) -> None:
+        """Have *spans*, which were swapped out before they were read, swapped out again."""
 
     def copied_bytes(self, region: Region) -> int:
         """How much of *region*, which is Kind.COPIED, was copied from its start; the rest cannot be read."""

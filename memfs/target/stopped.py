@@ -12,15 +12,19 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
 from memfs.linux import procfs, ptrace
-from memfs.linux.arch import Architecture, Registers
-from memfs.linux.ptrace import Event, RegisterSet, Status
+from memfs.linux.arch import Architecture, Machine, RegisterSet
+from memfs.linux.inheritance import Lenders
+from memfs.linux.ptrace import Event, Status
+from memfs.linux.registers import Registers
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
+_S_PER_THREAD = 0.0003
+"""How much longer it takes for each thread that there is: ten times what it took where it was measured."""
 _ENDED = frozenset((b"Z", b"X", b"x"))
 _STOP_SIGNALS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 
@@ -33,10 +37,16 @@ class StoppedProcess:
         unreaped: children that it was made to have, which have ended, by the numbers that it knows them by.
     """
 
-    def __init__(self, pid: int, architecture: Architecture, deadline: float) -> None:
-        """*deadline*, by ``time.monotonic()``, is when to give up waiting for a thread."""
+    def __init__(self, pid: int, machine: Machine, deadline: float, lenders: Lenders | None = None) -> None:
+        """Nothing is stopped yet.
+
+        Args:
+            deadline: when to give up waiting for a thread, by ``time.monotonic()``; that there are many is
+                allowed for.
+            lenders: of the priority that a thread of it needs to stop, or to run a call of ours, at once.
+        """
         self.pid = pid
-        self.architecture = architecture
+        self.machine = machine
         self.registers: dict[int, Registers] = {}
         self.unreaped: list[int] = []
         self._stop_signals: dict[int, int] = {}
@@ -44,6 +54,7 @@ class StoppedProcess:
         self._stopping: set[int] = set()
         self._seized: set[int] = set()
         self._deadline = deadline
+        self._lenders = lenders
 
     # Stopping
 
@@ -58,6 +69,7 @@ class StoppedProcess:
         seen: set[int] = set()
         while new := ({only} if only is not None else self._tids()) - seen:
             seen |= new
+            self._deadline += len(new) * _S_PER_THREAD
             seized = [tid for tid in sorted(new) if self._seize(tid)]
             for tid in seized:
                 self._await_stop(tid)
@@ -109,9 +121,12 @@ class StoppedProcess:
         if status.alive:
             if status.signal in _STOP_SIGNALS:
                 self._stop_signals[tid] = status.signal
-            self.registers[tid] = ptrace.get_registers(tid, self.architecture.registers)
+            self.registers[tid] = ptrace.get_registers(tid, self.machine.registers)
 
     def _wait(self, tid: int) -> Status:
+        with contextlib.suppress(TimeoutError):
+            return ptrace.wait(tid, 0.0)
+        self.hurry(tid)
         try:
             return ptrace.wait(tid, self._deadline)
         except TimeoutError:
@@ -120,18 +135,40 @@ class StoppedProcess:
                 "it waits for a device, a server or a child of vfork: try again later",
             ) from None
 
+    def hurry(self, tid: int) -> None:
+        """Have *tid*, a tracee of ours, have a CPU before all others when it runs."""
+        if self._lenders is not None:
+            self._lenders.lend(tid)
+
     # Looking
 
-    def record(self) -> tuple[ThreadRecord, ...]:
-        """All that is to be known of each thread."""
-        return tuple(self._record(tid) for tid in sorted(self.registers))
+    def architecture_of(self, tid: int) -> Architecture | None:
+        """The mode that a thread is in; None for one in which it cannot be made to run calls."""
+        return self.machine.architecture_of(self.registers[tid])
 
-    def _record(self, tid: int) -> ThreadRecord:
+    def record(
+        self, sets: Iterable[RegisterSet], number_of: Callable[[int], int]
+    ) -> tuple[ThreadRecord, ...]:
+        """All that is to be known of each thread, of its register sets *sets*.
+
+        *number_of* gives the number by which the process itself knows a thread.
+        """
+        records: list[ThreadRecord] = []
+        missing: set[int] = set()  # what the first thread has not
+        for tid in sorted(self.registers):
+            wanted = [one for one in sets if one.kind not in missing]
+            found = dict(_read_sets(tid, wanted))
+            if not records:
+                missing = {one.kind for one in wanted if one.rare and one.kind not in found}
+            records.append(self._record(tid, number_of(tid), found))
+        return tuple(records)
+
+    def _record(self, tid: int, number: int, sets: dict[int, bytes]) -> ThreadRecord:
         return ThreadRecord(
             tid=tid,
+            number=number,
             general=bytes(self.registers[tid]),
-            floating=ptrace.read_register_set(tid, RegisterSet.FLOATING),
-            extended=_read_extended(tid),
+            sets=sets,
             stop_signal=self._stop_signals.get(tid, 0),
             pending=ptrace.read_pending(tid),
             blocked=ptrace.get_signal_mask(tid),
@@ -157,6 +194,9 @@ class StoppedProcess:
         Call it again for these, from the thread that seized them: should it end before, they would go on
         with registers that are not theirs.
         """
+        if self._lenders is not None:
+            self._lenders.take_back()  # a thread that goes on with it would hold up whoever takes it back
+            self._lenders = None
         for tid, restore in tuple(self._kept.items()):
             with contextlib.suppress(TimeoutError):
                 restore(self.pid)
@@ -170,8 +210,9 @@ class StoppedProcess:
             if tid in kept:
                 continue
             try:
-                if self.architecture.was_cut_short(registers) and not self._has_signal(tid):
-                    self.architecture.rewind(registers)
+                mode = self.architecture_of(tid)
+                if mode is not None and mode.was_cut_short(registers) and not self._has_signal(tid):
+                    mode.rewind(registers)
                     ptrace.set_registers(tid, registers)
                 ptrace.detach(tid)
             except ProcessLookupError:
@@ -214,10 +255,13 @@ def _is_copy(pid: int, tracer: int) -> bool:
         return False
 
 
-def _read_extended(tid: int) -> bytes:
-    try:
-        return ptrace.read_register_set(tid, RegisterSet.X86_EXTENDED)
-    except OSError as error:
-        if error.errno not in (errno.ENODEV, errno.EINVAL):  # a processor without XSAVE
-            raise
-        return b""
+def _read_sets(tid: int, sets: Iterable[RegisterSet]) -> Iterator[tuple[int, bytes]]:
+    for one in sets:
+        try:
+            content = ptrace.read_register_set(tid, one.kind)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL, errno.ENXIO, errno.EIO):
+                raise
+        else:
+            if not one.size_bytes or len(content) == one.size_bytes:
+                yield one.kind, content

@@ -22,14 +22,12 @@ from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.target.space import Space
 from memfs.tree.inodes import is_vma
 from memfs.tree.looks import Looks
-from memfs.tree.names import SNAPSHOT_XATTR, XATTR_PREFIX
+from memfs.tree.names import SNAPSHOT_XATTR
 from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
+from memfs.tree.vmas import NAMES, SeenVmas, attributes_of
 
 REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 """Links whose target only a look into the process tells."""
-
-USE_XATTRS = frozenset(XATTR_PREFIX + name for name in (b"rss", b"swap", b"flags"))
-"""Extended attributes that only smaps tells."""
 
 _WATCHED_BYTES = 16 << 20
 """Files from this size on are likely to be read in long pieces: worth a watch for an exec."""
@@ -43,6 +41,7 @@ class Contents:
     Attributes:
         own_device: that of the mount which shows them; None as long as there is none.
         looks: what was opened of processes a moment ago.
+        seen: what was seen of VMAs a moment ago.
     """
 
     def __init__(self, snapshots: Snapshots, *, full_cores: bool) -> None:
@@ -52,6 +51,7 @@ class Contents:
         self._full_cores = full_cores
         self._flags = VmaFlagsCache()
         self.looks = Looks(self._flags)
+        self.seen = SeenVmas()
 
     def read_link(self, node: Node, caller: int) -> bytes:
         """Where the symbolic link *node* leads; *caller* is the pid or tid of who asks.
@@ -116,31 +116,15 @@ class Contents:
     def extended_attributes(self, node: Node, *, use: bool = True) -> dict[bytes, bytes]:
         """All extended attributes of *node* by name, those that are not listed too.
 
-        Without *use* those of USE_XATTRS are left out: the kernel tells them of all VMAs or of none.
+        Without *use* those of USE_NAMES are left out: the kernel tells them of all VMAs or of none.
         """
         if not isinstance(node, VmaNode):
             return self._snapshot_mark(node)
         with self.space(node.owner) as space:
             region = region_of(space, node)
             mapping = region.mapping
-            found = space.use_of(mapping.span.start) if use else None
-        values = {
-            b"start": b"%012x" % mapping.span.start,
-            b"end": b"%012x" % mapping.span.end,
-            b"perms": str(mapping.access).encode(),
-            b"offset": b"%08x" % mapping.offset,
-            b"device": b"%02x:%02x" % mapping.device,
-            b"inode": b"%d" % mapping.inode,
-            b"path": mapping.path,
-        }
-        if found is not None:
-            values[b"rss"] = b"%d" % found.resident_bytes
-            values[b"swap"] = b"%d" % found.swapped_bytes
-            values[b"flags"] = b" ".join(sorted(found.flags))
-        return {
-            **{XATTR_PREFIX + name: value for name, value in values.items()},
-            **self._snapshot_mark(node),
-        }
+            found = self.seen.use_of(node, space) if use else None
+        return {**attributes_of(mapping, found), **self._snapshot_mark(node)}
 
     def _snapshot_mark(self, node: Node) -> dict[bytes, bytes]:
         if isinstance(node, ProcessNode | VmaNode) and isinstance(node.owner, SnapshotId):
@@ -193,12 +177,7 @@ class Contents:
         return self._snapshots.get(owner)
 
 
-_XATTR_NAMES = b"".join(
-    XATTR_PREFIX + name + b"\0"
-    for name in (
-        b"start", b"end", b"perms", b"offset", b"device", b"inode", b"path", b"rss", b"swap", b"flags",
-    )
-)  # fmt: skip
+_XATTR_NAMES = b"".join(name + b"\0" for name in NAMES)
 
 
 def attribute_names(number: int) -> bytes:

@@ -86,9 +86,14 @@ class Inspector:
         return self._attributes_in(node, ownership, space)
 
     def ownership(
-        self, owner: Owner, stat: procfs.Stat | None = None, status: procfs.Status | None = None
+        self,
+        owner: Owner,
+        stat: procfs.Stat | None = None,
+        status: procfs.Status | None = None,
+        *,
+        now: bool = False,
     ) -> Ownership:
-        """Who owns the files of a process or a snapshot.
+        """Who owns the files of a process or a snapshot; *now*, or a moment ago.
 
         *stat* and *status* are those of the process that has the pid now, if they have been read already.
 
@@ -101,7 +106,8 @@ class Inspector:
         began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
         try:
             if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
-                return _ownership_of(status or self._contents.looks.status(owner), began_ns, live=True)
+                status = status or self._contents.looks.status(owner, now=now)
+                return _ownership_of(status, began_ns, live=True)
         except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
             pass
         for _, id_ in self._snapshots.names(owner):

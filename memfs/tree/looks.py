@@ -11,7 +11,7 @@ import time
 
 from memfs.errors import TargetExited
 from memfs.linux import procfs
-from memfs.target.identity import Identity
+from memfs.target.identity import Identity, read_status
 from memfs.target.origins import Device
 from memfs.target.process import AddressSpace, VmaFlagsCache
 
@@ -54,16 +54,16 @@ class Looks:
                 self.forget_old()
         return space
 
-    def status(self, identity: Identity) -> procfs.Status:
-        """Whose process it is, and how much memory it holds.
+    def status(self, identity: Identity, *, now: bool) -> procfs.Status:
+        """Whose process it is, and how much memory it holds; *now*, or a moment ago.
 
         Raises:
             OSError: it has ended.
         """
         until, kept = self._statuses.get(identity, _NO_STATUS)
-        if kept is not None and time.monotonic() < until:
+        if kept is not None and not now and time.monotonic() < until:
             return kept
-        status = procfs.read_status(identity.pid)
+        status = read_status(identity.pid)
         self._statuses[identity] = time.monotonic() + _KEPT_S, status
         return status
 

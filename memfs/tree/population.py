@@ -40,7 +40,7 @@ class Population:
         with suppress(FileNotFoundError, ProcessLookupError):
             if pid not in self._snapshots.copies():
                 identity, stat = describe(pid)
-                status = procfs.read_status(pid)
+                status = procfs.read_status(stat.thread)
                 if status.process == pid:
                     return identity, stat, status
         raise NoSuchEntry(f"there is no process {pid}")

@@ -20,7 +20,7 @@ from memfs.target.identity import Identity
 from memfs.target.layout import name_of, start_of
 from memfs.tree.attributes import Attributes, Entry
 from memfs.tree.contents import Contents
-from memfs.tree.inodes import Inodes
+from memfs.tree.inodes import Inodes, is_vma
 from memfs.tree.inspector import Inspector
 from memfs.tree.names import SINCE_NAME
 from memfs.tree.nodes import CommDir, Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
@@ -57,6 +57,10 @@ class Tree:
         self._population = Population(snapshots)
         self.inodes = Inodes(self._population.owners)
         self._inspector = Inspector(snapshots, self.contents, self.inodes)
+
+    def attribute_at_once(self, number: int, name: bytes) -> bytes | None:
+        """An extended attribute of the inode *number* that was seen a moment ago; None where it was not."""
+        return self.contents.seen.value(number, name, self.inodes.node_of) if is_vma(number) else None
 
     # Names
 
@@ -243,7 +247,7 @@ class Tree:
         """
         if not isinstance(node, ProcessNode | VmaNode | SinceNode):
             raise NoSuchEntry("it is of no process")
-        ownership = self._inspector.ownership(node.owner)
+        ownership = self._inspector.ownership(node.owner, now=True)
         return ownership.uid, ownership.gid
 
 

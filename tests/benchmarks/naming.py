@@ -16,6 +16,7 @@ _ENTRIES_OF_A_PROCESS = 5
 _FORGOTTEN_S = 0.6
 """The kernel believes a name for half a second."""
 _STATS = 50
+_ATTRIBUTES = 10
 _MANY_VMAS = 60_000
 _FEW_VMAS = 60
 
@@ -47,6 +48,16 @@ def list_long(count: int, lab: Lab) -> tuple[Contender, ...]:
     return (
         counting("memfs", ["ls", "-l", vmas], readable + 1),
         counting("the same names on tmpfs", ["ls", "-l", lab.twin(vmas)], readable + 1),
+        counting("cat /proc/PID/smaps", ["cat", proc / "smaps"], all_of_them, _ANY_NUMBER),
+    )
+
+
+def list_attributes(count: int, lab: Lab) -> tuple[Contender, ...]:
+    """All attributes of the VMA files of a process with *count* VMAs: a line for each, two for each file."""
+    vmas, proc, readable, all_of_them = _vmas(lab, count)
+    command = ["sh", "-c", 'getfattr -d --absolute-names "$1"/*', "sh", vmas]
+    return (
+        counting("memfs", command, (_ATTRIBUTES + 2) * readable),
         counting("cat /proc/PID/smaps", ["cat", proc / "smaps"], all_of_them, _ANY_NUMBER),
     )
 

@@ -33,6 +33,7 @@ from lab import MOST_READERS, Lab, Memory
 from naming import (
     AMONG_FEW,
     find_machine,
+    list_attributes,
     list_by_name,
     list_long,
     list_machine,
@@ -246,6 +247,7 @@ def _names_rows() -> list[Row]:
             for tool, make, most_s in listings
             for count in _VMAS
         ),
+        Row("2,000 VMAs, getfattr -d", Unit.TIME, functools.partial(list_attributes, 2_000), (Within(1.0),)),
         Row("60,000 VMAs, stat of one", Unit.TIME, stat_vmas, (AtMost(AMONG_FEW, 1.25),)),
         Row("60,000 VMAs, ls of the process", Unit.TIME, list_process, (AtMost(AMONG_FEW, 1.25),)),
         *(

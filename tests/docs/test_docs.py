@@ -71,7 +71,7 @@ def test_every_mount_option_is_documented() -> None:
 
 _SPEAKERS = {
     "CannotMount", "BadOption", "AccessDenied", "Denial",
-    "CannotFreeze", "TargetBusy", "TargetStuck", "TooMany", "CannotCopy",
+    "CannotFreeze", "TargetBusy", "TargetStuck", "TooMany", "CannotCopy", "NoRoom",
 }  # fmt: skip
 _LOUD = {"info", "warning", "error", "critical", "exception"}
 _SOURCES = sorted((console.PROJECT / "memfs").rglob("*.py"))

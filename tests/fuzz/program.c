@@ -562,7 +562,7 @@ static void step(void)
 
 static int walk(void)
 {
-    prctl(PR_SET_NAME, "fz");
+    prctl(PR_SET_NAME, NAME);
     handle_signals();
     if (flags & SANDBOXED)
         enter_sandbox();

@@ -36,17 +36,27 @@ class Programs:
     check: Path
 
 
+def names(directory: Path) -> tuple[str, str]:
+    """What the targets of the run in *directory* are called, and those that are set-uid.
+
+    Another run on the same machine has others: its targets are in nobody's ledger here.
+    """
+    mark = directory.name[-8:]
+    return f"fz-{mark}", f"fs-{mark}"
+
+
 def build(directory: Path) -> Programs:
     """Compile all of them into *directory*, which must be root's and open to all."""
     programs = Programs(directory / "program", directory / "secret", directory / "check.so")
     # Linked statically and at a fixed address, both have the same bytes at the same place: their ELF headers.
-    for path in (programs.target, programs.secret):
+    for path, name in zip((programs.target, programs.secret), names(directory), strict=True):
         argv: list[str | Path] = [
             "gcc",
             "-O1",
             "-static",
             "-no-pie",
             *_FLAGS,
+            f'-DNAME="{name}"',
             "-o",
             path,
             _HERE / f"{path.name}.c",

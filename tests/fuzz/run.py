@@ -166,7 +166,8 @@ class Run:
                 for number in range(options.readers + 1)
             ]
             try:
-                self._watch(mount, pen, readers)
+                with suppress(KeyboardInterrupt):  # what was found until then is told
+                    self._watch(mount, pen, readers)
                 self._end_readers(readers)
                 self.found += aftermath.of_daemon(mount.daemon, mount.sessions, baseline, threads)
                 self.found += aftermath.of_targets(pen.pid)

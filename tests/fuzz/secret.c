@@ -14,7 +14,7 @@ int main(int argc, char **argv)
         return 2;
     random_state = strtoull(argv[1], NULL, 10);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* an exec of a set-uid program has cleared it */
-    prctl(PR_SET_NAME, "fz-secret");
+    prctl(PR_SET_NAME, NAME);
     alarm(120);
     begin_life(SECRET, strtoull(argv[2], NULL, 10), atoi(argv[3]));
     for (unsigned number = 0; number < SLOTS; number++)

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from mount.mounted import Mount, check, mounted, opened, read_all, run
 from support.cores import (
     PYTHON_FUNCTIONS,
+    X86_XSAVE_LAYOUT,
     X86_XSTATE,
     Core,
     Load,
@@ -164,7 +166,8 @@ def test_each_note_says_what_proc_says(memfs: Mount, threads: ThreadsProgram, tm
     if " xsave " not in Path("/proc/cpuinfo").read_text():
         main.pop()
         other.pop()
-    assert order == main + (len(threads.threads) - 1) * other
+    layout = [X86_XSAVE_LAYOUT] if X86_XSTATE in main else []
+    assert order == main + (len(threads.threads) - 1) * other + layout
     assert core.thread_numbers() == sorted(threads.threads.values())
     assert core.thread_numbers()[0] == threads.pid
     for note in core.of("NT_PRSTATUS"):
@@ -215,9 +218,9 @@ def test_readers_complain_of_no_more_than_in_a_core_of_the_kernel(
 def test_eu_readelf_knows_every_note(memfs: Mount, threads: ThreadsProgram, tmp_path: Path) -> None:
     core = _copy(memfs, threads.pid, tmp_path)
     shown = check("eu-readelf", "-n", core.path).decode()
-    assert "<unknown>" not in shown
+    assert set(re.findall(r"<unknown>: (\d+)", shown)) <= {str(X86_XSAVE_LAYOUT)}  # elfutils 0.188 does not
     heads = [line.split() for line in shown.splitlines() if line.startswith(("  CORE ", "  LINUX "))]
-    sizes = [(owner, int(size)) for owner, size, _kind in heads]
+    sizes = [(owner, int(size)) for owner, size, *_kind in heads]
     assert sizes == [(note.owner, len(note.content)) for note in core.notes]
 
 

@@ -93,6 +93,7 @@ def test_info_tells_of_the_stop_and_of_each_mapping(memfs: Mount, target: Target
     maps = (one / "maps").read_text().splitlines()
     assert (info["pid"], info["threads"], info["vmas"]) == (target.pid, 1, len(maps))
     assert info["pause_us"] == sum(info["phases_us"].values()) > 0
+    assert info["longest_look_us"] > 0
     assert sum(info["bytes"].values()) == sum(
         int(line.split()[0].partition("-")[2], 16) - int(line.partition("-")[0], 16) for line in maps
     )

@@ -18,6 +18,7 @@ from socket import socket as Socket  # noqa: N812 - here a socket is a path
 
 import pytest
 from mount.mounted import TIMEOUT_SECONDS, Mount, mounted, run
+from support.compiled import why_no_32_bits
 from support.drivers import StuckTarget
 from support.outside import children_of, thread_states
 from support.target import Target
@@ -51,8 +52,11 @@ def ensure_let_go(pid: int) -> None:
     assert children_of(pid) == set()
 
 
-def test_no_call_no_signal_no_wait_and_no_register_tells_of_it(memfs: Mount) -> None:
-    with Witness("calls") as witness:
+@pytest.mark.parametrize("bits", [64, 32])
+def test_no_call_no_signal_no_wait_and_no_register_tells_of_it(memfs: Mount, bits: int) -> None:
+    if bits == 32 and (reason := why_no_32_bits()):
+        pytest.skip(reason)
+    with Witness("calls", bits=bits) as witness:
         for _ in range(_SNAPSHOTS):
             before = witness.report()
             snap(memfs, witness.pid)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from process.reading import FLAT, VMA, Opened, Reader
-from support.child import Child
+from support.child import Child, Program
 from support.drivers import PidNamespace
 from support.held import HeldMapping, Span
 from support.pattern import PAGE, fill
@@ -91,6 +91,31 @@ def test_after_the_end_nothing_is_read_of_a_zombie_nor_of_who_is_gone(tmp_path: 
         target.child.reap()
         assert_nothing_comes(opened, TargetExited)
         close(opened)
+
+
+_LARGE = """
+import mmap
+memory = mmap.mmap(-1, 256 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, len(memory), 4096):
+    memory[at] = 1
+print("{}", flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_process_that_is_ending_has_ended_and_not_run_exec(memory: bool) -> None:
+    """Its address space is gone for the process at once, but the kernel takes a while to free the pages."""
+    with Program(sys.executable, "-c", _LARGE) as program:
+        identity = identify(program.pid)
+        os.kill(program.pid, signal.SIGKILL)
+        said = ""
+        while "has ended" not in said:
+            try:
+                with AddressSpace(identity, VmaFlagsCache(), memory=memory, watched=True) as space:
+                    space.maps_text()
+            except TargetExited as error:
+                said = error.sentence
 
 
 def test_texts_of_a_program_that_is_gone_are_not_those_of_the_next(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from memfs.linux.procfs import Access
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.tree.attributes import Entry
+from memfs.tree.contents import attribute_names
 from memfs.tree.nodes import Name, ProcessNode, VmaNode
 from memfs.tree.tree import Tree
 
@@ -122,6 +123,41 @@ def test_a_question_about_one_file_reads_nothing_of_the_others(many: Target, que
     with counted() as reads:
         _QUESTIONS[question](tree, vma)
     assert 0 < reads.size_bytes < _FEW_BYTES
+
+
+def test_attributes_of_all_files_come_from_one_look(many: Target) -> None:
+    tree, identity = plain_tree(), identify(many.pid)
+    first = many.mapping("vmas-60000").start
+    nodes = [VmaNode(identity, first + page * PAGE, first + (page + 1) * PAGE) for page in range(1_000)]
+    numbers = [tree.inodes.number_of(node) for node in nodes]
+    assert tree.attribute_at_once(numbers[0], b"user.memfs.rss") is None
+    expected = [tree.contents.extended_attributes(node, use=False) for node in nodes[:8]]
+    looked = tree.contents.extended_attributes(nodes[0])
+    with counted() as reads:
+        found = [
+            {name: tree.attribute_at_once(number, name) for name in attribute_names(number).split(b"\0")[:-1]}
+            for number in numbers
+        ]
+    assert reads.calls == 0
+    assert found[0] == looked
+    assert all(
+        few == {name: all_of_them[name] for name in few}
+        for few, all_of_them in zip(expected, found, strict=False)
+    )
+    assert len({each[b"user.memfs.start"] for each in found}) == len(nodes)
+
+
+def test_what_was_seen_is_shown_of_the_same_extent_only(many: Target) -> None:
+    tree, identity = plain_tree(), identify(many.pid)
+    first = many.mapping("vmas-60000").start
+    tree.contents.extended_attributes(VmaNode(identity, first, first + PAGE))
+    longer = tree.inodes.number_of(VmaNode(identity, first, first + 2 * PAGE))
+    assert tree.attribute_at_once(longer, b"user.memfs.start") is None
+    mem = tree.inodes.number_of(ProcessNode(identity, Name.MEM))
+    assert tree.attribute_at_once(mem, b"user.memfs.start") is None
+    number = tree.inodes.number_of(VmaNode(identity, first, first + PAGE))
+    assert tree.attribute_at_once(number, b"user.memfs.start") == b"%012x" % first
+    assert tree.attribute_at_once(number, b"user.memfs.other") is None
 
 
 def test_a_listing_reads_maps_once_and_its_entries_nothing(many: Target) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from process.freezing import snapshots
+from support.compiled import build
 from support.drivers import StuckTarget
 from support.held import HeldMapping, Span
 from support.outside import children_of, thread_states
@@ -171,6 +172,25 @@ def test_pages_that_a_userfaultfd_has_not_supplied_are_an_error(registry: Snapsh
             assert read(snapshot, span) == expected
         stuck.serve(NEW)
         assert thread_states(stuck.pid)[stuck.pid][1] == 0
+
+
+def test_what_is_read_late_into_pinned_memory_is_the_processs_and_not_the_copys(registry: Snapshots) -> None:
+    """The kernel gives the copy pages of its own: those that are pinned stay where the bytes will come."""
+    argv = [build("fixed")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            address = int(program.stdout.readline())
+            if not address:
+                pytest.skip("io_uring is not to be had here")
+            snapshot = take(registry, program.pid)
+            program.stdin.write(b"late")
+            program.stdin.flush()
+            assert program.stdout.readline() == b"latey\n"
+            assert read(snapshot, Span(address, address + 5)) == b"early"
+        finally:
+            program.kill()
 
 
 def test_it_outlives_an_exec_and_the_end_of_its_process(registry: Snapshots, tmp_path: Path) -> None:

@@ -7,9 +7,13 @@ from process.reading import FLAT, LONGEST, READERS, VMA, Opened, Reader, windows
 from process.trees import plain_tree
 from support.held import Span
 from support.outside import MemoryUse
+from support.pattern import PAGE
 from support.target import Target
 from unit.ways import WAYS, Way, copied, spliced
 
+from memfs.linux import pagemap as module
+from memfs.linux import span as memfs_span
+from memfs.linux.pagemap import PageKind, Scanner
 from memfs.target.identity import identify
 from memfs.tree.nodes import Name, ProcessNode
 
@@ -83,3 +87,20 @@ def test_an_open_file_reads_on_undisturbed_when_its_mapping_is_split(tmp_path: P
             with reader:
                 carry(reader, mapping.span, copied)
         assert growth(before, target.rss()) < MIB
+
+
+def test_a_walk_that_is_cut_short_tells_the_same(everything: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*, files: bool) -> list[tuple[int, int, PageKind]]:
+        found: list[tuple[int, int, PageKind]] = []
+        for run in Scanner().runs(pagemap.fileno(), memfs_span.Span(0, (1 << 47) - PAGE), files=files):
+            if found and found[-1][1:] == (run.span.start, run.kind):
+                found[-1] = found[-1][0], run.span.end, run.kind
+            else:
+                found.append((run.span.start, run.span.end, run.kind))
+        return [each for each in found if each[2] is not PageKind.UNTOUCHED]
+
+    with open(f"/proc/{everything.pid}/pagemap", "rb") as pagemap:
+        whole = held(files=False), held(files=True)
+        monkeypatch.setattr(module, "_MOST_PAGES", 1 << 12)
+        monkeypatch.setattr(module, "_MOST_PAGES_LOOKED_AT", 1 << 11)
+        assert (held(files=False), held(files=True)) == whole

@@ -28,6 +28,7 @@ WAITING_CALLS = {"main": 0, "sleep": 230, "condition": 202, "read": 0, "poll": 7
 """The system call (x86-64) in which each thread waits: read, clock_nanosleep, futex, poll."""
 X86_XSTATE = 0x202
 """NT_X86_XSTATE, for which pyelftools has no name."""
+X86_XSAVE_LAYOUT = 0x205
 _HERE = Path(__file__).resolve().parent
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
@@ -153,6 +154,7 @@ class Core:
     """What pyelftools reads of a core file."""
 
     path: Path
+    header: Any  # a container
     loads: tuple[Load, ...]
     notes: tuple[Note, ...]
 
@@ -196,7 +198,7 @@ def parse_core(path: Path) -> Core:
                     Note(note["n_type"], note["n_name"], note["n_desc"], note["n_descdata"])
                     for note in segment.iter_notes()
                 ]
-    return Core(path, tuple(loads), tuple(notes))
+        return Core(path, elf.header, tuple(loads), tuple(notes))
 
 
 @attrs.frozen

@@ -152,17 +152,26 @@ static int once_no_child(void)
         return errno ? errno : -1;
     return waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOHANG) == -1 && errno == ECHILD ? 0 : -1;
 }
+#ifdef __x86_64__
+#define SSE "xmm13"
+#define GENERAL "r12"
+#define COUNT "r13"
+#else
+#define SSE "xmm7"
+#define GENERAL "esi"
+#define COUNT "edi"
+#endif
 static int once_registers(void)
 {
     double in[4] = {1.5, -2.25, 1e300, 4096.0}, out[4];
-    uint64_t general = 0x0123456789abcdefULL, found;
+    unsigned long general = 0x89abcdef, found;
     for (int i = 0; i < 20000; i++)
-        __asm__ volatile("movupd %2, %%xmm6\n\tmovupd 16+%2, %%xmm13\n\tmov %3, %%r12\n\t"
-                         "mov $200, %%r13d\n\t1: pause\n\tdec %%r13d\n\tjnz 1b\n\t"
-                         "movupd %%xmm6, %0\n\tmovupd %%xmm13, 16+%0\n\tmov %%r12, %1"
+        __asm__ volatile("movupd %2, %%xmm6\n\tmovupd 16+%2, %%" SSE "\n\tmov %3, %%" GENERAL "\n\t"
+                         "mov $200, %%" COUNT "\n\t1: pause\n\tdec %%" COUNT "\n\tjnz 1b\n\t"
+                         "movupd %%xmm6, %0\n\tmovupd %%" SSE ", 16+%0\n\tmov %%" GENERAL ", %1"
                          : "=m"(out), "=m"(found)
                          : "m"(in), "m"(general)
-                         : "xmm6", "xmm13", "r12", "r13", "memory", "cc");
+                         : "xmm6", SSE, GENERAL, COUNT, "memory", "cc");
     return memcmp(in, out, sizeof in) || found != general ? -1 : 0;
 }
 

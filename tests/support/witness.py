@@ -27,9 +27,9 @@ class Report:
 class Witness(Program):
     """It runs until the end of the ``with`` block."""
 
-    def __init__(self, mode: str) -> None:
-        """Start it in *mode*: ``calls`` or ``counters``."""
-        super().__init__(build("witness"), mode)
+    def __init__(self, mode: str, *, bits: int = 64) -> None:
+        """Start it in *mode*: ``calls`` or ``counters``; with 32 *bits* as a program for i386."""
+        super().__init__(build("witness", bits=bits), mode)
 
     def report(self) -> Report:
         """What it has to say of system calls; of counters that is :meth:`ask`."""

@@ -15,6 +15,7 @@ from unit.values import accesses, page_spans
 from memfs.image.elfcore import CoreFilter, Extent, Segment, dumped_bytes, lay_out
 from memfs.linux.procfs import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.x86 import FORMAT_32, FORMAT_64
 
 MANY = 70_000
 
@@ -39,7 +40,7 @@ def many_segments(count: int) -> list[Segment]:
 
 @given(notes, several_segments)
 def test_head_and_extents_tile_the_file(notes: bytes, segments: list[Segment]) -> None:
-    layout = lay_out(notes, segments)
+    layout = lay_out(FORMAT_64, notes, segments)
     ends = [Span(0, len(layout.head)), *(extent.span for extent in layout.extents)]
     assert all(before.end == after.start for before, after in pairwise(ends))
     assert ends[-1].end == layout.size_bytes
@@ -48,7 +49,7 @@ def test_head_and_extents_tile_the_file(notes: bytes, segments: list[Segment]) -
 
 @given(notes, several_segments)
 def test_each_extent_holds_the_beginning_of_a_segment(notes: bytes, segments: list[Segment]) -> None:
-    extents = lay_out(notes, segments).extents
+    extents = lay_out(FORMAT_64, notes, segments).extents
     assert [(extent.address, extent.span.size) for extent in extents] == [
         (segment.span.start, segment.dumped_bytes) for segment in segments if segment.dumped_bytes
     ]
@@ -56,7 +57,7 @@ def test_each_extent_holds_the_beginning_of_a_segment(notes: bytes, segments: li
 
 @given(notes, several_segments)
 def test_the_program_headers_say_what_was_laid_out(notes: bytes, segments: list[Segment]) -> None:
-    layout = lay_out(notes, segments)
+    layout = lay_out(FORMAT_64, notes, segments)
     noted, *loads = ELFFile(BytesIO(layout.head)).iter_segments()
     assert (noted["p_type"], noted["p_align"], noted.data()) == ("PT_NOTE", 4, notes)
     assert [
@@ -84,7 +85,7 @@ def test_the_program_headers_say_what_was_laid_out(notes: bytes, segments: list[
 def test_offsets_never_go_back_and_match_their_addresses_page_by_page(
     notes: bytes, segments: list[Segment]
 ) -> None:
-    layout = lay_out(notes, segments)
+    layout = lay_out(FORMAT_64, notes, segments)
     _, *loads = ELFFile(BytesIO(layout.head)).iter_segments()
     offsets = [len(layout.head), *(load["p_offset"] for load in loads), layout.size_bytes]
     assert offsets == sorted(offsets)
@@ -92,7 +93,7 @@ def test_offsets_never_go_back_and_match_their_addresses_page_by_page(
 
 
 def test_it_is_a_core_for_linux_on_x86_64_without_sections() -> None:
-    core = ELFFile(BytesIO(lay_out(b"", ()).head))
+    core = ELFFile(BytesIO(lay_out(FORMAT_64, b"", ()).head))
     assert (core.elfclass, core.little_endian, core["e_version"]) == (64, True, "EV_CURRENT")
     assert (core["e_type"], core["e_machine"], core["e_flags"]) == ("ET_CORE", "EM_X86_64", 0)
     # System V is what ELFOSABI_NONE was called first.
@@ -104,7 +105,7 @@ def test_it_is_a_core_for_linux_on_x86_64_without_sections() -> None:
     ("count", "in_header", "sections"), [(65_533, 65_534, 0), (65_534, 65_535, 1), (MANY, 65_535, 1)]
 )
 def test_what_e_phnum_cannot_count_a_section_header_does(count: int, in_header: int, sections: int) -> None:
-    layout = lay_out(b"note", many_segments(count))
+    layout = lay_out(FORMAT_64, b"note", many_segments(count))
     core = ELFFile(BytesIO(layout.head))
     assert (core["e_phnum"], core["e_shnum"]) == (in_header, sections)
     assert core.num_segments() == 1 + count
@@ -114,7 +115,7 @@ def test_what_e_phnum_cannot_count_a_section_header_does(count: int, in_header: 
 
 def test_readelf_reads_70_000_segments_without_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "core"
-    layout = lay_out(b"", many_segments(MANY))
+    layout = lay_out(FORMAT_64, b"", many_segments(MANY))
     path.write_bytes(layout.head)
     with path.open("r+b") as file:
         file.truncate(layout.size_bytes)
@@ -123,6 +124,34 @@ def test_readelf_reads_70_000_segments_without_a_warning(tmp_path: Path) -> None
     assert f"There are {MANY + 1} program headers" in done.stdout
     loads = [line.split() for line in done.stdout.splitlines() if line.startswith("  LOAD ")]
     assert [int(load[2], 16) for load in loads] == [at * PAGE_BYTES for at in range(1, MANY + 1)]
+
+
+def test_a_core_of_32_bits_has_smaller_headers_and_tells_of_no_more_than_they_can() -> None:
+    span = Span(0x1000, 0x3000)
+    high = Span(1 << 32, (1 << 32) + PAGE_BYTES)
+    layout = lay_out(
+        FORMAT_32, b"note", [Segment(span, Access.READ, span.size), Segment(high, Access.READ, PAGE_BYTES)]
+    )
+    core = ELFFile(BytesIO(layout.head))
+    assert (core.elfclass, core["e_machine"], core["e_phoff"], core["e_phnum"]) == (32, "EM_386", 52, 2)
+    note, load = core.iter_segments()
+    assert note.data() == b"note"
+    assert (load["p_vaddr"], load["p_memsz"], load["p_filesz"], load["p_flags"]) == (
+        0x1000,
+        0x2000,
+        0x2000,
+        4,
+    )
+    assert layout.extents == (Extent(Span(load["p_offset"], layout.size_bytes), 0x1000),)
+
+
+def test_what_a_header_of_32_bits_cannot_point_at_is_left_out() -> None:
+    most = Span(PAGE_BYTES, (1 << 32) - PAGE_BYTES)
+    last = Span(most.end - PAGE_BYTES, most.end)
+    segments = [Segment(most, Access.READ, most.size), Segment(last, Access.READ, PAGE_BYTES)]
+    layout = lay_out(FORMAT_32, b"note", segments)
+    _, *loads = ELFFile(BytesIO(layout.head)).iter_segments()
+    assert [load["p_filesz"] for load in loads] == [most.size, 0]
 
 
 PLAIN = frozenset((b"rd", b"wr", b"mr", b"mw", b"me"))

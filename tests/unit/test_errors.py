@@ -13,6 +13,7 @@ NUMBERS = {
     errors.RangeUnmapped: errno.EIO,
     errors.AccessDenied: errno.EACCES,
     errors.TargetBusy: errno.EBUSY,
+    errors.NoRoom: errno.ENOMEM,
     errors.NameTaken: errno.EEXIST,
     errors.TooMany: errno.ENOSPC,
     errors.CannotFreeze: errno.EIO,

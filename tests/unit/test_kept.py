@@ -55,6 +55,16 @@ def test_who_asks_at_once_is_given_one_answer(kept: Kept[str, int], finder: _Fin
     assert finder.found == 1
 
 
+def test_what_was_found_quickly_is_kept_for_as_long_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHARE", 0)
+    short, long = Kept[str, int](), Kept[str, int](least_s=1e9)
+    assert long.peek("key") is None
+    for kept in (short, long):
+        assert kept.get("key", lambda: 1) == 1
+    assert (short.peek("key"), long.peek("key")) == (None, 1)
+    assert (short.get("key", lambda: 2), long.get("key", lambda: 2)) == (2, 1)
+
+
 def test_who_asks_for_something_else_does_not_wait(kept: Kept[str, int], finder: _Finder) -> None:
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(kept.get, "slow", finder)

@@ -2,6 +2,7 @@
 
 import string
 
+import attrs
 from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.values import UINT64, format_maps_line, mappings
@@ -117,6 +118,16 @@ def test_a_zombie_has_no_memory_and_neither_has_who_has_no_address_space() -> No
     assert not parse_stat(stat_line(b"x", numbers)).has_memory
 
 
+def test_a_main_thread_that_has_ended_is_told_from_a_process_that_has() -> None:
+    numbers = [1] * 49
+    numbers[20 - 4] = 3
+    zombie = stat_line(b"x", numbers).replace(b" S ", b" Z ", 1)
+    assert parse_stat(zombie).main_ended
+    assert not parse_stat(stat_line(b"x", numbers)).main_ended
+    numbers[20 - 4] = 1
+    assert not parse_stat(stat_line(b"x", numbers).replace(b" S ", b" Z ", 1)).main_ended
+
+
 def test_exec_shows_in_the_flags_and_in_each_address() -> None:
     numbers = [1] * 49
     before = parse_stat(stat_line(b"x", numbers))
@@ -124,7 +135,10 @@ def test_exec_shows_in_the_flags_and_in_each_address() -> None:
     for field, value in ((9, int(TaskFlag.FORKED_NO_EXEC)), (26, 7), (28, 7), (47, 7)):
         changed = list(numbers)
         changed[field - 4] = value
-        assert not before.same_program(parse_stat(stat_line(b"x", changed)))
+        after = parse_stat(stat_line(b"x", changed))
+        assert not before.same_program(after)
+        # Each thread has flags of its own.
+        assert before.same_program(attrs.evolve(after, thread=7)) is (field == 9)
 
 
 @given(st.tuples(UINT64, UINT64, UINT64, UINT64), st.tuples(UINT64, UINT64, UINT64, UINT64), KIB, KIB, UINT64)
