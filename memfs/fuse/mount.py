@@ -199,9 +199,8 @@ async def _serve(
             forget_attributes=switch.forget_attributes,
             drop_pages=service.dropper.drop,
         )
-        service.desk = Desk(tree, openings)
         switch.start()
-        service.start()
+        service.start(Desk(tree, openings))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, ending)
             await pyfuse3.main()

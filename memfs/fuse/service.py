@@ -53,7 +53,7 @@ class Service:
         handles: the open files.
         lanes: those of the targets, for requests about names.
         read_lanes: the same for READ and LSEEK, so that names can be looked up where reads are stuck.
-        desk: what answers about names; set before :meth:`start`.
+        desk: what answers about names; there is one from :meth:`start` on.
         interrupts: the requests whose callers got a signal.
         dropper: has the kernel drop cached pages.
         watch_sleeps: whether no request has come for a while.
@@ -98,8 +98,9 @@ class Service:
         self._placement = Placement()
         self._placed_chunks = 0
 
-    def start(self) -> None:
-        """Begin to serve."""
+    def start(self, desk: Desk) -> None:
+        """Begin to serve; *desk* answers about names."""
+        self.desk = desk
         self.dropper.start()
         self._ahead.start()
         threading.Thread(target=self._watch, name="memfs-watch", daemon=True).start()

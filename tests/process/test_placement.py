@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import pytest
 
@@ -157,6 +157,15 @@ class _Endless(Text):
         return len(view)
 
 
+class _Desk:
+    """Nobody asks for names."""
+
+    handlers: ClassVar[dict[int, object]] = {}
+
+    def tidy(self) -> None:
+        """Nothing is kept."""
+
+
 class _Device:
     """Stands for the switch and for the device: what comes from the kernel, and what goes back to it."""
 
@@ -207,7 +216,7 @@ def test_a_busy_reader_is_served_beside_it_and_read_ahead_for_elsewhere(
         on_end=ended.set,
     )
     number = handles.add(OpenFile(_Endless(), ReadCounter(b"dd", uses_cache=False)))
-    service.start()
+    service.start(_Desk())  # type: ignore[arg-type] all that is asked of it
     cpu = min(_ALL)
     os.sched_setaffinity(0, {cpu})
     try:
