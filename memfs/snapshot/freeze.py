@@ -24,18 +24,22 @@ from memfs.linux.machine import this_machine
 from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
+from memfs.snapshot.segments import Segments, hold_segments
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
+from memfs.target.fork import Forked
 from memfs.target.identity import Identity, ProcessHandle, identify, read_status, read_text
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
 from memfs.target.record import ProcessRecord, ThreadRecord
+from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
+from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_be_pinned
 
 _FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
 _SERVED = "another process or machine serves its file"
@@ -73,15 +77,19 @@ class Freezing:
         self._handle = ProcessHandle(request.identity)
         self._looks = BoundedLooks(self._pid)
         self._stopped: StoppedProcess | None = None
-        self._copy: Tracee | None = None
+        self._forked: Forked | None = None
+        self._extra_page = 0
+        self._segments = Segments((), {})
         self._watch: ExecWatch | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
         self._core: CoreFormat | None = None
         self._marks: list[int] = []
         self._taken_ns = 0
 
-    def run(self) -> tuple[Frozen, int]:
-        """Take the snapshot; returns what is known of it, and a descriptor of what was copied aside.
+    def run(self) -> tuple[Frozen, list[int]]:
+        """Take the snapshot; returns what is known of it, and descriptors.
+
+        The first is of what was copied aside, the others are of :attr:`Frozen.segments`.
 
         Raises:
             TargetBusy: it cannot be stopped now.
@@ -92,11 +100,16 @@ class Freezing:
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
             fork.ensure_possible(self._pid, self._space.objects_pid)
+        call_s = _CALL_S + resident_bytes * _CALL_S_PER_BYTE
         with _spared():
-            self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+            self._stop_and_copy(call_s)
+        if self._forked is not None:
+            self._extra_page = settle(self._forked, self._pid, self._layout)
         frozen = self._looks.run(self._describe, patience_s)
+        if self._forked is not None and self._segments.attached_at:
+            detach_segments(self._forked, self._pid, self._segments.attached_at)
         self._aside.close()
-        return frozen, self._aside.fd
+        return frozen, [self._aside.fd, *self._segments.held.values()]
 
     def take_ends(self) -> bool:
         """Take the ends of threads that were killed while they stood still; returns whether none is left."""
@@ -109,10 +122,10 @@ class Freezing:
             return True
         if stopped.keeps:
             stopped.release()
-        copy, self._copy = self._copy, None
-        if copy is not None and not (self._has_run_exec() and self._end_quietly(copy)):
-            copy.end()
-            stopped.unreaped.append(copy.inner_number)
+        forked, self._forked = self._forked, None
+        if forked is not None and not (self._has_run_exec() and self._end_quietly(forked.copy)):
+            forked.copy.end()
+            stopped.unreaped.append(forked.copy.inner_number)
         while not stopped.keeps and stopped.unreaped:
             reaping = Reaping(self._request.identity, stopped.unreaped[-1])
             if not reap(reaping, self._handle, self._machine, self._looks):
@@ -140,8 +153,10 @@ class Freezing:
         self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
-        self._layout = layout = self._space.layout_of(self._maps_text)
-        wanted = list(_wanted(layout, self._known))
+        self._layout = self._known_layout = layout = self._space.layout_of(self._maps_text)
+        self._may_be_pinned = may_be_pinned(layout, self._known.uses)
+        self._withheld = find_withheld(layout, layout, self._known.uses)
+        wanted = list(_wanted(layout, self._known, frozenset(self._withheld)))
         # What would be lost comes before what would only stay live, and the small before the large.
         wanted.sort(key=lambda one: (one.region.kind is Kind.SHARED, one.region.span.size))
         self._aside = Aside(self._space, request.copy_bytes)
@@ -169,11 +184,20 @@ class Freezing:
             call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
             if thread is not None:
                 means = fork.Means(thread, call_address, patience_s)
-                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(thread))
+                wanted = self._withheld
+                if self._layout is not self._known_layout:
+                    wanted = find_withheld(self._layout, self._known_layout, self._known.uses)
+                self._forked = fork.fork_copy(
+                    stopped, means, wanted, self._beginning, hide=_is_open_to_its_user(thread)
+                )
             self._mark()
         finally:
             stopped.release()
         self._mark()
+
+    def _beginning(self, addresses: list[int]) -> frozenset[int]:
+        """Those of *addresses* at which a VMA begins."""
+        return self._looks.run(lambda: self._space.beginning(addresses), _STOPPED_LOOK_S)
 
     def _record(self, stopped: StoppedProcess) -> None:
         """Write down what is in no memory: registers and signals."""
@@ -222,21 +246,26 @@ class Freezing:
         why_bound = ""
         uses = self._known.uses
         files: dict[ObjectKey, FileState] = {}
-        if self._copy is not None:
-            fork.settle(self._copy)
+        parts: tuple[Part, ...] = ()
+        if self._forked is not None:
+            frozen = self._forked.copy
             try:
-                move_apart(self._copy.pid)
+                move_apart(frozen.pid)
             except OSError as error:
                 why_bound = os.strerror(error.errno or errno.EIO)
-            copy, copy_number = identify(self._copy.pid), self._copy.inner_number
+            copy, copy_number = identify(frozen.pid), frozen.inner_number
             uses = self._flags.pin(copy).uses
             with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
-                if not set(space.maps_text().splitlines()) <= set(self._maps_text.splitlines()):
+                own = b"%x-" % self._extra_page
+                found = {line for line in space.maps_text().splitlines() if not line.startswith(own)}
+                if not found <= set(self._maps_text.splitlines()):
                     raise TargetStuck(
                         f"memory of process {self._pid} was mapped while all its threads stood still",
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
                 files = _file_states(space, self._layout, self._taken_ns)
+                parts = self._decide_all(uses)
+                self._segments = hold_segments(parts, space)
         extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
         return Frozen(
             identity=self._request.identity,
@@ -255,12 +284,16 @@ class Freezing:
             process=attrs.evolve(self._process, core_format=self._core, extra_note=extra),
             threads=self._threads,
             maps_text=self._maps_text,
-            parts=tuple(self._decide(region, uses) for region in self._layout.regions),
-            uses=uses,
+            parts=parts or self._decide_all(uses),
+            uses=self._flags_of_process(uses),
             fetched=self._known.fetched,
             files=files,
+            segments=tuple(self._segments.held),
             why_bound=why_bound,
         )
+
+    def _decide_all(self, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> tuple[Part, ...]:
+        return tuple(self._decide(region, uses) for region in self._layout.regions)
 
     def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
         """What became of *region*: it is taken for frozen only where the copy has it as it was."""
@@ -283,14 +316,45 @@ class Freezing:
         if self._request.copy_all:
             return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
         if use is None:
-            return Part(absent, Fate.ABSENT, f"MADV_DONTFORK, {_TOO_MUCH}")
-        if reason := what_fork_does_not_keep(region, use.flags):
+            return Part(absent, Fate.ABSENT, self._why_kept_out(region))
+        if reason := what_fork_does_not_keep(region, self._flags_in_fork(region, use.flags)):
             if region.kind is Kind.SHARED:
                 return Part(region, Fate.LIVE, f"{reason}, {_TOO_MUCH}")
             return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
         if region.kind is Kind.OPAQUE and region.mapping.shared:
             return Part(region, Fate.LIVE, "a device")
         return Part(region, Fate.FROZEN)
+
+    def _flags_in_fork(self, region: Region, flags: frozenset[bytes]) -> frozenset[bytes]:
+        """*flags* of a VMA that the copy has, but for those that it had not when it was made."""
+        if not flags & FLAGS or self._forked is None:
+            return flags
+        taken = {one.flag for one in self._forked.let_in if one.span == region.span}
+        return flags - {DONTFORK} - taken
+
+    def _why_kept_out(self, region: Region) -> str:
+        if region.kind is Kind.OPAQUE:
+            return "MADV_DONTFORK, memory of a driver"
+        if self._may_be_pinned:
+            return f"MADV_DONTFORK, a device may use it, {_TOO_MUCH}"
+        return f"MADV_DONTFORK, {_TOO_MUCH}"
+
+    def _flags_of_process(
+        self, uses: ReadOnlyDict[int, procfs.MemoryUse]
+    ) -> ReadOnlyDict[int, procfs.MemoryUse]:
+        """What smaps says of the copy, with the flags that the process has: a fork does not lock its memory.
+
+        Of a VMA that the copy lacks, it is what was told of the process.
+        """
+        merged = {**self._known.uses, **uses}
+        for region in self._layout.regions:
+            start = region.span.start
+            known, use = self._known.uses.get(start), uses.get(start)
+            if known is None or use is None or known.flags == use.flags:
+                continue
+            if self._known_layout.at(start) == region:
+                merged[start] = attrs.evolve(use, flags=known.flags)
+        return merged
 
 
 def _is_open_to_its_user(tid: int) -> bool:
@@ -322,10 +386,13 @@ def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
             yield Wanted(region, "fork is not possible")
 
 
-def _wanted(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
+def _wanted(layout: Layout, known: VmaFlags, let_in: frozenset[Withheld]) -> Iterator[Wanted]:
     for region in layout.regions:
         use = known.uses.get(region.span.start)
-        reason = what_fork_does_not_keep(region, use.flags if use else frozenset())
+        flags = use.flags if use else frozenset()
+        if flags & FLAGS:
+            flags -= {flag for flag in flags & FLAGS if Withheld(region.span, flag) in let_in}
+        reason = what_fork_does_not_keep(region, flags)
         if reason:
             yield Wanted(region, reason)
 

@@ -38,6 +38,7 @@ class FrozenSpace(Space):
         self._copied_bytes = snapshot.copied_bytes
         self._layout = snapshot.layout
         self._copy = snapshot.copy
+        self._segments = snapshot.segments
         self._snapshot: Snapshot | None = snapshot
 
     def close(self) -> None:
@@ -91,6 +92,9 @@ class FrozenSpace(Space):
             self._copy.put_back(spans)
 
     def open_backing(self, mapping: Mapping) -> int:
+        held = self._segments.get(mapping.span.start)
+        if held is not None:
+            return os.dup(held)
         if self._copy is None:
             raise unmapped(mapping.span.start)
         return self._copy.open_backing(mapping)

@@ -23,11 +23,14 @@ from memfs.errors import (
     TooMany,
 )
 from memfs.snapshot.history import Times
+from memfs.snapshot.missing import find_missing
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Request
 from memfs.snapshot.workers import Workers
 from memfs.target.identity import Identity, identify, read_status
 from memfs.target.origins import Device
+
+log = logging.getLogger(__name__)
 
 MOST_OF_A_PROCESS = 16
 MOST_IN_ALL = 64
@@ -291,7 +294,7 @@ class Snapshots:
         patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             patience_s += read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
-        frozen, aside, hold = self._workers.take(request, patience_s)
+        frozen, descriptors, hold = self._workers.take(request, patience_s)
         if frozen.why_bound and not self._told_of_bound:
             self._told_of_bound = True
             log.warning(
@@ -301,9 +304,17 @@ class Snapshots:
             )
         with self._lock:
             id_ = SnapshotId(identity, next(self._serials))
-        snapshot = Snapshot(id_, frozen, aside, functools.partial(self._workers.let_go, hold), self._forget)
+        let_go = functools.partial(self._workers.let_go, hold)
+        snapshot = Snapshot(id_, frozen, descriptors, let_go, self._forget)
         with self._lock:
             self._held[id_] = snapshot
+        for missing in find_missing(frozen.parts):
+            log.warning(
+                "a snapshot of process %d lacks %d KiB: %s",
+                identity.pid,
+                missing.size_bytes >> 10,
+                missing.reason,
+            )
         return snapshot
 
     def _forget(self, snapshot: Snapshot) -> None:

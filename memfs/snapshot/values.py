@@ -114,6 +114,7 @@ class Frozen:
         uses: what smaps says of each VMA of the copy, by its start address.
         fetched: where a userfaultfd supplied missing pages, which no one does now.
         files: the mapped files, as they were just after.
+        segments: where System V segments begin that the copy has let go of: descriptors show them.
         why_bound: why the copy stays in a cgroup whose processes are killed with it; empty where it does not.
     """
 
@@ -132,4 +133,5 @@ class Frozen:
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
     files: ReadOnlyDict[ObjectKey, FileState]
+    segments: tuple[int, ...]
     why_bound: str = ""
