@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
@@ -21,11 +21,13 @@ from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
 from memfs.linux.inside import ThreadNumbers, read_inside
 from memfs.linux.machine import this_machine
-from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
+from memfs.snapshot.aside import SHARED, Aside, what_fork_does_not_keep
+from memfs.snapshot.places import Wanted, group
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.segments import Segments, hold_segments
-from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
+from memfs.snapshot.steady import find_steady
+from memfs.snapshot.values import FILE_CLOCK_NS, Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
@@ -41,7 +43,6 @@ from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
 from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_be_pinned
 
-_FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
 _SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
 _NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
@@ -156,13 +157,14 @@ class Freezing:
         self._layout = self._known_layout = layout = self._space.layout_of(self._maps_text)
         self._may_be_pinned = may_be_pinned(layout, self._known.uses)
         self._withheld = find_withheld(layout, layout, self._known.uses)
-        wanted = list(_wanted(layout, self._known, frozenset(self._withheld)))
+        self._steady = frozenset() if request.copy_all else find_steady(layout, self._known, self._space)
+        groups = group(_wanted(layout, self._known, frozenset(self._withheld), self._steady))
         # What would be lost comes before what would only stay live, and the small before the large.
-        wanted.sort(key=lambda one: (one.region.kind is Kind.SHARED, one.region.span.size))
+        groups.sort(key=lambda one: (not one.private, sum(each.region.span.size for each in one.wanted)))
         self._aside = Aside(self._space, request.copy_bytes)
-        self._aside.prepare(wanted, layout, limited=True)
+        self._aside.prepare(groups, layout, limited=True)
         if request.copy_all:
-            self._aside.prepare(list(_all_private(layout, self._known)), layout, limited=False)
+            self._aside.prepare(group(_all_private(layout, self._known)), layout, limited=False)
 
     def _stop_and_copy(self, patience_s: float) -> None:
         self._looks.run(take_first_place, _LOOK_S)
@@ -263,7 +265,7 @@ class Freezing:
                         f"memory of process {self._pid} was mapped while all its threads stood still",
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
-                files = _file_states(space, self._layout, self._taken_ns)
+                files = _file_states(space, filter(self._is_from_file, self._layout.regions), self._taken_ns)
                 parts = self._decide_all(uses)
                 self._segments = hold_segments(parts, space)
         extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
@@ -295,6 +297,12 @@ class Freezing:
     def _decide_all(self, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> tuple[Part, ...]:
         return tuple(self._decide(region, uses) for region in self._layout.regions)
 
+    def _is_from_file(self, region: Region) -> bool:
+        return region.kind is Kind.PRIVATE_FILE or self._is_steady(region)
+
+    def _is_steady(self, region: Region) -> bool:
+        return region.kind is Kind.SHARED and object_key(region.mapping) in self._steady
+
     def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
         """What became of *region*: it is taken for frozen only where the copy has it as it was."""
         start = region.span.start
@@ -302,7 +310,8 @@ class Freezing:
             return Part(region, Fate.ABSENT, "no one can read it")
         copied = self._aside.copied.get(start)
         if copied is not None:
-            return Part(Region(region.mapping, Kind.COPIED), Fate.COPIED, copied.reason, copied.size_bytes)
+            shown = Region(region.mapping, Kind.COPIED)
+            return Part(shown, Fate.COPIED, copied.reason, copied.size_bytes, copied.at)
         use = uses.get(start)
         absent = Region(region.mapping, Kind.ABSENT)
         fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
@@ -317,6 +326,8 @@ class Freezing:
             return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
         if use is None:
             return Part(absent, Fate.ABSENT, self._why_kept_out(region))
+        if self._is_steady(region):
+            return Part(Region(region.mapping, Kind.PRIVATE_FILE), Fate.FROZEN)
         if reason := what_fork_does_not_keep(region, self._flags_in_fork(region, use.flags)):
             if region.kind is Kind.SHARED:
                 return Part(region, Fate.LIVE, f"{reason}, {_TOO_MUCH}")
@@ -386,13 +397,17 @@ def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
             yield Wanted(region, "fork is not possible")
 
 
-def _wanted(layout: Layout, known: VmaFlags, let_in: frozenset[Withheld]) -> Iterator[Wanted]:
+def _wanted(
+    layout: Layout, known: VmaFlags, let_in: frozenset[Withheld], steady: frozenset[ObjectKey]
+) -> Iterator[Wanted]:
     for region in layout.regions:
         use = known.uses.get(region.span.start)
         flags = use.flags if use else frozenset()
         if flags & FLAGS:
             flags -= {flag for flag in flags & FLAGS if Withheld(region.span, flag) in let_in}
         reason = what_fork_does_not_keep(region, flags)
+        if reason == SHARED and object_key(region.mapping) in steady:
+            continue
         if reason:
             yield Wanted(region, reason)
 
@@ -426,19 +441,19 @@ def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     )
 
 
-def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[ObjectKey, FileState]:
-    """How the files are that private mappings show: what the process did not write comes from them.
+def _file_states(space: AddressSpace, regions: Iterable[Region], taken_ns: int) -> dict[ObjectKey, FileState]:
+    """How the files are that *regions* show: what the process did not write comes from them.
 
     One that was written about when the snapshot was taken is left out: no one knows which came first.
     """
     states: dict[ObjectKey, FileState] = {}
     with contextlib.closing(ServedFiles(space)) as served:
-        for region in layout.regions:
+        for region in regions:
             key = object_key(region.mapping)
-            if region.kind is Kind.PRIVATE_FILE and key not in states:
+            if key not in states:
                 with contextlib.suppress(OSError, RangeUnmapped):
                     state = _state_of(region, space, served)
-                    if state.mtime_ns < taken_ns - _FILE_CLOCK_NS:
+                    if state.mtime_ns < taken_ns - FILE_CLOCK_NS:
                         states[key] = state
     return states
 

@@ -36,7 +36,7 @@ class Snapshot:
     Attributes:
         frozen: what is known of it.
         layout: its VMAs, each with the kind that it has in the snapshot.
-        copied_bytes: how much of each VMA was copied, by its start address.
+        parts: its VMAs and their fates, by their start address.
         copy: the address space of the frozen process; None where all was copied.
         aside: descriptor of what was copied.
         segments: descriptors of System V segments, by the start of the VMA that shows each.
@@ -62,7 +62,7 @@ class Snapshot:
         self.id = id_
         self.frozen = frozen
         self.layout = Layout(tuple(part.region for part in frozen.parts))
-        self.copied_bytes = {part.region.span.start: part.copied_bytes for part in frozen.parts}
+        self.parts = {part.region.span.start: part for part in frozen.parts}
         self.aside, *held = descriptors
         self.segments = dict(zip(frozen.segments, held, strict=True))
         self.copy: AddressSpace | None = None

@@ -15,6 +15,9 @@ from memfs.target.record import ProcessRecord, ThreadRecord
 DEFAULT_COPY_BYTES = 64 << 20
 """Copied while the process is stopped, at most: some 15 ms of pause."""
 
+FILE_CLOCK_NS = 10_000_000
+"""A file's time is that of the last tick of the kernel's clock: two changes within it look like one."""
+
 
 @attrs.frozen
 class Request:
@@ -68,12 +71,19 @@ class Part:
         region: its kind says where its bytes are to be had.
         reason: why it is not simply frozen; empty where it is.
         copied_bytes: how much of it was copied, from its start.
+        copied_at: where in the copy that begins. VMAs with the same bytes of one object share that.
     """
 
     region: Region
     fate: Fate
     reason: str = ""
     copied_bytes: int = 0
+    copied_at: int = 0
+
+    @property
+    def shift(self) -> int:
+        """What must be added to an address for its place in the copy, of a VMA that was copied."""
+        return self.copied_at - self.region.span.start
 
 
 @attrs.frozen
