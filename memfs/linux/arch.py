@@ -27,6 +27,7 @@ class Call(enum.Enum):
     PRCTL = enum.auto()
     SETSID = enum.auto()
     SHMDT = enum.auto()
+    USERFAULTFD = enum.auto()
     WAIT4 = enum.auto()
 
 

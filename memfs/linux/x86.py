@@ -75,7 +75,7 @@ X86_64 = Architecture(
     # arch/x86/entry/syscalls/syscall_64.tbl
     numbers={
         Call.MMAP: 9, Call.MADVISE: 28, Call.CLONE: 56, Call.WAIT4: 61, Call.SHMDT: 67, Call.CHDIR: 80,
-        Call.SETSID: 112, Call.PRCTL: 157, Call.CLOSE_RANGE: 436,
+        Call.SETSID: 112, Call.PRCTL: 157, Call.USERFAULTFD: 323, Call.CLOSE_RANGE: 436,
     },
     resumable=frozenset(
         (
@@ -106,7 +106,7 @@ I386 = Architecture(
     # arch/x86/entry/syscalls/syscall_32.tbl
     numbers={
         Call.CHDIR: 12, Call.SETSID: 66, Call.WAIT4: 114, Call.CLONE: 120, Call.PRCTL: 172, Call.MMAP: 192,
-        Call.MADVISE: 219, Call.SHMDT: 398, Call.CLOSE_RANGE: 436,
+        Call.MADVISE: 219, Call.USERFAULTFD: 374, Call.SHMDT: 398, Call.CLOSE_RANGE: 436,
     },
     resumable=frozenset(
         (

@@ -10,37 +10,21 @@ import mmap
 import os
 from collections.abc import Iterator
 
-import attrs
-
 from memfs.errors import MemfsError
 from memfs.image.memory import Memory
 from memfs.image.source import MAX_READ_BYTES, Workspace
 from memfs.linux.span import Span
 from memfs.linux.syscalls import punch_hole
-from memfs.snapshot.places import COPY_BYTES, Group, Tile, find_objects
+from memfs.snapshot.places import COPY_BYTES, Copied, Group, Tile, find_objects
+from memfs.snapshot.readers import Readers
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.process import AddressSpace
 
 SHARED = "shared memory"
 _READ_GAP_BYTES = 64 << 10
 _MAPPED_BYTES = 1 << 20
-"""From here on an extent is copied straight into the pages of the memfd: 199 ms for a GiB, where a buffer
-and write(2) took 314."""
-
-
-@attrs.frozen
-class Copied:
-    """A VMA that was copied.
-
-    Attributes:
-        reason: why.
-        size_bytes: how much of it, from its start: what lies behind cannot be read by anyone.
-        at: where in the memfd it begins.
-    """
-
-    reason: str
-    size_bytes: int
-    at: int
+"""So much at once is copied straight into the pages of the memfd: 199 ms for a GiB, where a buffer and
+write(2) took 314."""
 
 
 class Aside:
@@ -50,6 +34,8 @@ class Aside:
         fd: of the memfd. Whoever takes it over keeps it; :meth:`close` leaves it open.
         copied: the VMAs that are in it, by their start address.
         prepared_bytes: how much :meth:`take` has to copy, if nothing changes until then.
+        left_bytes: how much more may be copied of what is limited.
+        left_out: groups that are beyond that, each with its size.
     """
 
     def __init__(self, space: AddressSpace, limit_bytes: int) -> None:
@@ -58,13 +44,15 @@ class Aside:
         os.ftruncate(self.fd, COPY_BYTES)
         self.copied: dict[int, Copied] = {}
         self.prepared_bytes = 0
+        self.left_out: list[tuple[Group, int]] = []
         self._space = space
-        self._left_bytes = limit_bytes
+        self.left_bytes = limit_bytes
         self._layout: Layout | None = None
         self._prepared: list[tuple[Group, dict[Tile, list[Span]]]] = []
         self._sources: dict[Region, Memory] = {}
         self._windows: dict[Span, memoryview] = {}
         self._workspace = Workspace()
+        self._readers = Readers()
 
     def close(self) -> None:
         """Let go of all but the memfd."""
@@ -72,6 +60,7 @@ class Aside:
             source.close()
         self._windows.clear()
         self._workspace.close()
+        self._readers.close()
 
     def prepare(self, groups: list[Group], layout: Layout, *, limited: bool) -> None:
         """Copy *groups* in advance, in that order; what goes beyond the limit is left out."""
@@ -81,7 +70,8 @@ class Aside:
                 tiles = group.tiles(one.region for one in group.wanted)
                 found = {tile: self._find_extents(tile, layout) for tile in tiles}
                 size = sum(extent.size for extents in found.values() for extent in extents)
-                if limited and size > self._left_bytes:
+                if limited and size > self.left_bytes:
+                    self.left_out.append((group, size))
                     continue
                 for tile, extents in found.items():
                     self._copy(tile, extents, layout)
@@ -90,7 +80,7 @@ class Aside:
                 self._prepared.append((group, found))
                 self.prepared_bytes += size
                 if limited:
-                    self._left_bytes -= size
+                    self.left_bytes -= size
 
     def take(self, layout: Layout) -> None:
         """Copy it for good; *layout* is that of the stopped process."""
@@ -112,6 +102,11 @@ class Aside:
                     size = self._readable_bytes(one.region, layout)
                     self.copied[start] = Copied(one.reason, size, start + shift)
 
+    @property
+    def taken(self) -> list[Group]:
+        """The groups that :meth:`take` copies."""
+        return [group for group, _ in self._prepared]
+
     def _find_extents(self, tile: Tile, layout: Layout) -> list[Span]:
         source = self._source(tile.region, layout)
         base = tile.region.span.start
@@ -131,15 +126,17 @@ class Aside:
         source = self._source(tile.region, layout)
         base = tile.region.span.start
         data = self._workspace.data
+        large = []
         for stretch, pieces in _stretches(extents):
             window = self._window(stretch.moved(tile.shift)) if len(pieces) == 1 else None
             if window is not None:
-                source.read_into(stretch.start - base, window, self._workspace)
+                large.append((stretch.start - base, window))
                 continue
             source.read_into(stretch.start - base, data[: stretch.size], self._workspace)
             for piece in pieces:
                 at = piece.start - stretch.start
                 os.pwrite(self.fd, data[at : at + piece.size], piece.start + tile.shift)
+        self._readers.read(source, large)
 
     def _window(self, place: Span) -> memoryview | None:
         """The memfd's own pages at *place*, if that is worth it; they stay mapped."""
@@ -147,7 +144,11 @@ class Aside:
             return None
         window = self._windows.get(place)
         if window is None:
-            window = self._windows[place] = memoryview(mmap.mmap(self.fd, place.size, offset=place.start))
+            try:
+                pages = mmap.mmap(self.fd, place.size, offset=place.start)
+            except OSError:  # there are vm.max_map_count mappings
+                return None
+            window = self._windows[place] = memoryview(pages)
         return window
 
     def _readable_bytes(self, region: Region, layout: Layout) -> int:

@@ -8,36 +8,38 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
 
-from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
-from memfs.image.served import ServedFiles
+from memfs.errors import CannotFreeze, TargetStuck
 from memfs.linux import procfs
 from memfs.linux.arch import CoreFormat, Machine
 from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
-from memfs.linux.inside import ThreadNumbers, read_inside
+from memfs.linux.inside import ThreadNumbers
 from memfs.linux.machine import this_machine
+from memfs.snapshot import ahead
 from memfs.snapshot.aside import SHARED, Aside, what_fork_does_not_keep
+from memfs.snapshot.described import read_process
+from memfs.snapshot.follow import Follower
 from memfs.snapshot.places import Wanted, group
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.segments import Segments, hold_segments
-from memfs.snapshot.steady import find_steady
-from memfs.snapshot.values import FILE_CLOCK_NS, Fate, FileState, Frozen, Part, Phases, Reaping, Request
+from memfs.snapshot.steady import find_steady, read_states
+from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
 from memfs.target.fork import Forked
-from memfs.target.identity import Identity, ProcessHandle, identify, read_status, read_text
+from memfs.target.identity import ProcessHandle, identify, read_status
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
-from memfs.target.record import ProcessRecord, ThreadRecord
+from memfs.target.record import ThreadRecord
 from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
@@ -45,6 +47,7 @@ from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_
 
 _SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
+_BY_OTHERS = ", and other processes that map it did not stand still"
 _NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
 
 _CALL_S = 1.0
@@ -85,6 +88,9 @@ class Freezing:
         self._threads: tuple[ThreadRecord, ...] = ()
         self._core: CoreFormat | None = None
         self._marks: list[int] = []
+        self._plan = ahead.NOTHING
+        self._follower: Follower | None = None
+        self._prepare_us = 0
         self._taken_ns = 0
 
     def run(self) -> tuple[Frozen, list[int]]:
@@ -101,9 +107,15 @@ class Freezing:
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
             fork.ensure_possible(self._pid, self._space.objects_pid)
-        call_s = _CALL_S + resident_bytes * _CALL_S_PER_BYTE
-        with _spared():
-            self._stop_and_copy(call_s)
+        try:
+            self._copy_ahead()
+            with _spared():
+                self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+            if self._follower is not None:
+                self._check(self._follower)
+        finally:
+            if self._follower is not None:
+                self._looks.run(self._follower.close, patience_s)
         if self._forked is not None:
             self._extra_page = settle(self._forked, self._pid, self._layout)
         frozen = self._looks.run(self._describe, patience_s)
@@ -149,7 +161,7 @@ class Freezing:
             request.identity, flags, memory=True, watched=True, own_device=request.own_device
         )
         self._flags = flags
-        self._process = _read_process(self._space, request.identity)
+        self._process = read_process(self._space, request.identity)
         self._numbers = ThreadNumbers(self._pid)
         self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
@@ -165,6 +177,25 @@ class Freezing:
         self._aside.prepare(groups, layout, limited=True)
         if request.copy_all:
             self._aside.prepare(group(_all_private(layout, self._known)), layout, limited=False)
+
+    def _copy_ahead(self) -> None:
+        """Copy large shared memory while the process runs; what is written meanwhile is noted."""
+        request = self._request
+        self._plan = found = ahead.plan(
+            self._aside.left_out, self._aside.taken, self._known.uses, self._space, request.memory_bytes
+        )
+        if found.groups and not request.copy_all:
+            process = ahead.Process(self._handle, self._machine, self._looks, request.stop_s)
+            with _spared():
+                began = ahead.begin(process)
+            if began is not None:
+                self._prepare_us = began.pause_us
+                self._follower = ahead.follow(found, process, self._space, self._aside.fd, began.fd)
+
+    def _check(self, follower: Follower) -> None:
+        """Make sure that no one else has written to what was copied while the process ran."""
+        patience_s = self._plan.patience_s
+        self._looks.run(lambda: follower.check(time.monotonic() + patience_s), patience_s + _LOOK_S)
 
     def _stop_and_copy(self, patience_s: float) -> None:
         self._looks.run(take_first_place, _LOOK_S)
@@ -182,7 +213,8 @@ class Freezing:
             self._record(stopped)
             thread = None if self._request.copy_all else fork.choose_thread(stopped)
             area = 0 if thread is None else restartable.read_area(thread)
-            look_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
+            copied_bytes = self._aside.prepared_bytes + self._plan.size_bytes
+            look_s = _STOPPED_LOOK_S + copied_bytes * _COPY_S_PER_BYTE
             call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
             if thread is not None:
                 means = fork.Means(thread, call_address, patience_s)
@@ -222,7 +254,11 @@ class Freezing:
             self._space.ensure_same_program()
         else:
             # Whether it ran exec meanwhile cannot be told for certain. What it has now, it keeps.
+            if self._follower is not None:
+                self._follower.give_up()
             self._space.close()
+            self._aside.close()
+            os.close(self._aside.fd)
             self._prepare()
         text = self._space.maps_text()
         if text != self._maps_text:
@@ -236,6 +272,8 @@ class Freezing:
             call_address = find_call_address(thread, architecture, stopped.registers.values(), mappings)
         self._mark()
         self._aside.take(self._layout)
+        if self._follower is not None:
+            self._follower.take(self._layout, self._aside.left_bytes)
         self._mark()
         return call_address
 
@@ -265,7 +303,7 @@ class Freezing:
                         f"memory of process {self._pid} was mapped while all its threads stood still",
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
-                files = _file_states(space, filter(self._is_from_file, self._layout.regions), self._taken_ns)
+                files = read_states(space, filter(self._is_from_file, self._layout.regions), self._taken_ns)
                 parts = self._decide_all(uses)
                 self._segments = hold_segments(parts, space)
         extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
@@ -275,10 +313,11 @@ class Freezing:
             copy_number=copy_number,
             taken_ns=self._taken_ns,
             phases=Phases(
+                self._prepare_us,
                 *(
                     (after - before) // 1000
                     for before, after in zip(self._marks, self._marks[1:], strict=False)
-                )
+                ),
             ),
             longest_look_us=self._known.longest_read_us,
             stat=self._space.stat,
@@ -297,6 +336,11 @@ class Freezing:
     def _decide_all(self, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> tuple[Part, ...]:
         return tuple(self._decide(region, uses) for region in self._layout.regions)
 
+    def _why_live(self, region: Region) -> str:
+        key = object_key(region.mapping)
+        why = self._follower.why.get(key) if self._follower is not None else None
+        return why or self._plan.why.get(key, _TOO_MUCH)
+
     def _is_from_file(self, region: Region) -> bool:
         return region.kind is Kind.PRIVATE_FILE or self._is_steady(region)
 
@@ -309,9 +353,14 @@ class Freezing:
         if not region.has_file:
             return Part(region, Fate.ABSENT, "no one can read it")
         copied = self._aside.copied.get(start)
+        if copied is None and self._follower is not None:
+            copied = self._follower.copied.get(start)
         if copied is not None:
             shown = Region(region.mapping, Kind.COPIED)
-            return Part(shown, Fate.COPIED, copied.reason, copied.size_bytes, copied.at)
+            reason = copied.reason
+            if region.kind is Kind.SHARED and object_key(region.mapping) in self._plan.shared:
+                reason += _BY_OTHERS
+            return Part(shown, Fate.COPIED, reason, copied.size_bytes, copied.at)
         use = uses.get(start)
         absent = Region(region.mapping, Kind.ABSENT)
         fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
@@ -330,7 +379,7 @@ class Freezing:
             return Part(Region(region.mapping, Kind.PRIVATE_FILE), Fate.FROZEN)
         if reason := what_fork_does_not_keep(region, self._flags_in_fork(region, use.flags)):
             if region.kind is Kind.SHARED:
-                return Part(region, Fate.LIVE, f"{reason}, {_TOO_MUCH}")
+                return Part(region, Fate.LIVE, f"{reason}, {self._why_live(region)}")
             return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
         if region.kind is Kind.OPAQUE and region.mapping.shared:
             return Part(region, Fate.LIVE, "a device")
@@ -410,61 +459,3 @@ def _wanted(
             continue
         if reason:
             yield Wanted(region, reason)
-
-
-def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
-    """What a core file tells of the process as a whole; read before the stop, it does not change."""
-    pid = identity.pid
-    try:
-        stat = procfs.read_stat(pid)
-        inside = read_inside(pid)
-        arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
-        # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).
-        core_filter = procfs.read_file(f"/proc/{space.objects_pid}/coredump_filter")
-    except (FileNotFoundError, ProcessLookupError):
-        raise TargetExited(f"process {pid} has ended") from None
-    space.ensure_same_program()
-    return ProcessRecord(
-        pid=inside.pid,
-        parent=inside.parent,
-        group=inside.group,
-        session=inside.session,
-        uid=inside.uid,
-        gid=inside.gid,
-        state=stat.state,
-        nice=stat.nice,
-        flags=stat.flags,
-        comm=stat.comm,
-        arguments=arguments,
-        auxv=auxv,
-        core_filter=int(core_filter or b"0", 16),
-    )
-
-
-def _file_states(space: AddressSpace, regions: Iterable[Region], taken_ns: int) -> dict[ObjectKey, FileState]:
-    """How the files are that *regions* show: what the process did not write comes from them.
-
-    One that was written about when the snapshot was taken is left out: no one knows which came first.
-    """
-    states: dict[ObjectKey, FileState] = {}
-    with contextlib.closing(ServedFiles(space)) as served:
-        for region in regions:
-            key = object_key(region.mapping)
-            if key not in states:
-                with contextlib.suppress(OSError, RangeUnmapped):
-                    state = _state_of(region, space, served)
-                    if state.mtime_ns < taken_ns - FILE_CLOCK_NS:
-                        states[key] = state
-    return states
-
-
-def _state_of(region: Region, space: AddressSpace, served: ServedFiles) -> FileState:
-    if region.served:
-        known = served.look(region)
-        return FileState(known.mtime_ns, known.size_bytes)
-    fd = space.open_backing(region.mapping)
-    try:
-        found = os.fstat(fd)
-    finally:
-        os.close(fd)
-    return FileState(found.st_mtime_ns, found.st_size)

@@ -4,7 +4,9 @@ However many VMAs show an object, and however they overlap, each byte of it is c
 show that copy. Values only: this module reads nothing.
 """
 
-from collections.abc import Iterable, Iterator
+import bisect
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
@@ -40,6 +42,21 @@ class Tile:
 
 
 @attrs.frozen
+class Copied:
+    """A VMA that was copied.
+
+    Attributes:
+        reason: why.
+        size_bytes: how much of it, from its start: what lies behind cannot be read by anyone.
+        at: where in the copy it begins.
+    """
+
+    reason: str
+    size_bytes: int
+    at: int
+
+
+@attrs.frozen
 class Group:
     """VMAs that are copied together or not at all: those that show one object, or any other one alone.
 
@@ -53,20 +70,27 @@ class Group:
     key: ObjectKey | None = None
     places: ReadOnlyDict[Span, int] = attrs.field(factory=dict)
 
+    @functools.cached_property
+    def _spans(self) -> list[Span]:
+        return sorted(self.places)
+
     @property
     def private(self) -> bool:
         """Whether no one else can have what is not copied."""
         return self.key is None
 
+    @property
+    def starts(self) -> list[int]:
+        """Where its VMAs begin, before the stop."""
+        return [one.region.span.start for one in self.wanted]
+
     def shift_of(self, region: Region) -> int | None:
         """What must be added to an address of *region* for its place; None where it has none."""
         if self.key is None:
             return 0
-        shown = _shown(region)
-        for span, shift in self.places.items():
-            if span.start <= shown.start and shown.end <= span.end:
-                return shift + shown.start - region.span.start
-        return None
+        shown = shown_by(region)
+        place = find_cover(shown, self._spans)
+        return None if place is None else self.places[place] + shown.start - region.span.start
 
     def tiles(self, regions: Iterable[Region]) -> Iterator[Tile]:
         """Addresses that together show each byte once that *regions* show; all have a place."""
@@ -76,7 +100,7 @@ class Group:
             assert shift is not None
             span = region.span
             if self.key is not None:
-                shown = _shown(region)
+                shown = shown_by(region)
                 fresh = Span(min(max(at, shown.start), shown.end), shown.end)
                 at = max(at, shown.end)
                 span = fresh.moved(region.span.start - shown.start)
@@ -110,7 +134,7 @@ def group(wanted: Iterable[Wanted]) -> list[Group]:
     found = []
     for key, members in objects.items():
         places = {}
-        for span in _merge(_shown(one.region) for one in members):
+        for span in merge(shown_by(one.region) for one in members):
             places[span] = at - span.start
             at += span.size
         found.append(Group(tuple(members), key, places))
@@ -130,21 +154,31 @@ def _is_object(region: Region) -> bool:
     return region.kind is Kind.SHARED and not region.served
 
 
-def _shown(region: Region) -> Span:
+def shown_by(region: Region) -> Span:
     """The bytes of the object that *region* shows."""
     return Span(region.mapping.offset, region.mapping.offset + region.span.size)
 
 
 def _order(region: Region) -> int:
-    return _shown(region).start
+    return shown_by(region).start
 
 
-def _merge(spans: Iterable[Span]) -> list[Span]:
-    """The same bytes as *spans*, in order and apart from each other."""
+def merge(spans: Iterable[Span], gap_bytes: int = 0) -> list[Span]:
+    """The same bytes as *spans*, and what lies in gaps of *gap_bytes* at most; in order, and apart."""
     merged: list[Span] = []
     for span in sorted(spans):
-        if merged and span.start <= merged[-1].end:
+        if merged and span.start <= merged[-1].end + gap_bytes:
             merged[-1] = Span(merged[-1].start, max(merged[-1].end, span.end))
         else:
             merged.append(span)
     return merged
+
+
+def find_cover(span: Span, among: Sequence[Span]) -> Span | None:
+    """That one of *among*, which are in order and apart, in which all of *span* lies."""
+    index = bisect.bisect_right(among, span.start, key=_start) - 1
+    return among[index] if index >= 0 and span.end <= among[index].end else None
+
+
+def _start(span: Span) -> int:
+    return span.start

@@ -52,17 +52,27 @@ class Snapshots:
         own_device: of the mount.
     """
 
-    def __init__(self, connect: Callable[[], socket.socket], *, copy_bytes: int, fall_back: bool) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        *,
+        copy_bytes: int,
+        fall_back: bool,
+        memory_bytes: int | None = None,
+    ) -> None:
         """Have workers take them.
 
         Args:
             connect: makes a worker, and returns a channel to it, see :meth:`ForkServer.connect`.
             copy_bytes: the most that is copied while a process is stopped.
+            memory_bytes: the most memory that copies may take that are made while it runs; None for a
+                share of what there is.
             fall_back: whether a process that cannot be forked may be copied as a whole instead.
         """
         self.own_device: Device | None = None
         self._workers = Workers(connect)
         self._copy_bytes = copy_bytes
+        self._memory_bytes = memory_bytes
         self._fall_back = fall_back
         self._named: dict[Identity, dict[bytes, Snapshot | None]] = {}
         self._shared: dict[Identity, Snapshot] = {}
@@ -290,7 +300,7 @@ class Snapshots:
         raise AssertionError("the last attempt raises")
 
     def _attempt(self, identity: Identity, stop_s: float, *, copy_all: bool) -> Snapshot:
-        request = Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s)
+        request = Request(identity, self.own_device, self._copy_bytes, self._memory_bytes, copy_all, stop_s)
         patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             patience_s += read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE

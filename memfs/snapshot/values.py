@@ -13,7 +13,7 @@ from memfs.target.origins import Device, ObjectKey
 from memfs.target.record import ProcessRecord, ThreadRecord
 
 DEFAULT_COPY_BYTES = 64 << 20
-"""Copied while the process is stopped, at most: some 15 ms of pause."""
+"""Copied while the process is stopped, at most: some 10 ms of pause."""
 
 FILE_CLOCK_NS = 10_000_000
 """A file's time is that of the last tick of the kernel's clock: two changes within it look like one."""
@@ -26,6 +26,8 @@ class Request:
     Attributes:
         own_device: of the mount that asks: what the process maps of it cannot be read.
         copy_bytes: the most that may be copied while the process is stopped, of what fork does not keep.
+        memory_bytes: the most memory that copies may take that are made while the process runs; None for a
+            share of what there is.
         copy_all: copy all of it instead of forking.
         stop_s: how long to wait for its threads to stop.
     """
@@ -33,6 +35,7 @@ class Request:
     identity: Identity
     own_device: Device | None
     copy_bytes: int
+    memory_bytes: int | None
     copy_all: bool
     stop_s: float
 
@@ -88,8 +91,12 @@ class Part:
 
 @attrs.frozen
 class Phases:
-    """How long each step took while the process was stopped, in microseconds."""
+    """How long each step took while the process was stopped, in microseconds.
 
+    *prepare* is a stop of its own, some time before the others: see :mod:`memfs.snapshot.ahead`.
+    """
+
+    prepare: int
     stop: int
     record: int
     copy: int

@@ -19,10 +19,11 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import procfs, ptrace
+from memfs.linux import procfs, ptrace, userfaultfd
 from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork
+from memfs.linux.syscalls import borrow_descriptor
 from memfs.target import withheld
 from memfs.target.identity import path_of
 from memfs.target.injection import Diverted, Injection
@@ -157,6 +158,26 @@ def explained(pid: int) -> Iterator[None]:
         raise CannotFreeze(
             f"process {pid} cannot be forked ({error.strerror})", _MENDS.get(number, ""), cause=number
         ) from None
+
+
+def make_userfaultfd(stopped: StoppedProcess, means: Means) -> int:
+    """Have *stopped* make a userfaultfd of its address space; returns a descriptor of ours.
+
+    It has no descriptor of it itself, not for a moment: a helper makes it that has left its descriptors.
+
+    Raises:
+        OSError, Killed, Diverted, TimeoutError: it could not.
+    """
+    with _running(stopped, means, Option.EXIT_KILL) as injection:
+        helper = Tracee(injection.clone(_HELPER_FLAGS))
+        try:
+            stopped.hurry(helper.pid)
+            helper.await_birth(means.patience_s)
+            beside = injection.beside(helper.pid, extra=Option.EXIT_KILL)
+            beside.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
+            return borrow_descriptor(helper.pid, beside.call(Call.USERFAULTFD, userfaultfd.CREATE_FLAGS))
+        finally:
+            injection.give_up(helper)
 
 
 def _close_to_others(injection: Injection) -> None:

@@ -6,7 +6,8 @@ Files that are mapped shared, and that no one can write unnoticed, are not copie
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from memfs.errors import RangeUnmapped
 from memfs.image.memory import Memory
 from memfs.image.source import Workspace
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.snapshot.ahead import MEMORY, OTHERS
+from memfs.snapshot.follow import FOREIGN, REMAPPED
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate, Part
@@ -42,16 +45,24 @@ def part_at(snapshot: Snapshot, address: int) -> Part:
     return part
 
 
-def read(snapshot: Snapshot, start: int, size: int) -> bytes:
+@contextmanager
+def reading(snapshot: Snapshot) -> Iterator[Callable[[int, int], bytes]]:
+    """What reads so many bytes at an address of *snapshot*."""
     workspace = Workspace()
-    with snapshot.open() as space:
+    with snapshot.open() as space, closing(workspace):
         source = Memory(space, space.layout(), Span(0, space.end()), flat=True)
-        try:
+
+        def read(start: int, size: int) -> bytes:
             parts = range(start, start + size, MIB)
             return b"".join(copied(source, at, min(MIB, start + size - at), workspace) for at in parts)
-        finally:
-            source.close()
-            workspace.close()
+
+        with closing(source):
+            yield read
+
+
+def read(snapshot: Snapshot, start: int, size: int) -> bytes:
+    with reading(snapshot) as read:
+        return read(start, size)
 
 
 def number_at(snapshot: Snapshot, address: int) -> int:
@@ -67,25 +78,36 @@ def held_bytes(snapshot: Snapshot) -> int:
 class Views(Program):
     """See views.c."""
 
-    def __init__(self, mib: int, count: int, pages: int = 0) -> None:
-        super().__init__(build("views"), str(mib), str(count), str(pages))
+    def __init__(self, mib: int, count: int, pages: int = 0, how: str = "plain") -> None:
+        super().__init__(build("views"), str(mib), str(count), str(pages), how)
         self.size = mib * MIB
         self.pages = pages
         self.turns: int = self.hello["turns"]
         self.views: list[int] = self.hello["views"]
 
+    def is_as_before(self) -> bool:
+        """Whether it runs, has no descriptor more, and no mapping whose writes are noted."""
+        descriptors = [os.readlink(f"/proc/{self.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{self.pid}/fd")]
+        smaps = Path(f"/proc/{self.pid}/smaps").read_text()
+        noted = [line for line in smaps.splitlines() if line.startswith("VmFlags") and " uw" in line]
+        maps = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
+        mapped = sum("/memfd:heap" in line for line in maps)
+        assert mapped == len(self.views)
+        self.send("how many turns")
+        running = int(self.answer()["turns"]) > 0
+        return running and not noted and not any("userfaultfd" in name for name in descriptors)
+
     def check(self, snapshot: Snapshot) -> None:
         """Make sure that all views show what was there at one moment, that of the private memory."""
-        private = number_at(snapshot, self.turns)
-        for view in self.views:
-            first, last = number_at(snapshot, view), number_at(snapshot, view + self.size - PAGE_BYTES)
-            between = [
-                number_at(snapshot, view + (self.size // (self.pages + 1) * page & -PAGE_BYTES))
-                for page in range(1, self.pages + 1)
-            ]
-            assert sorted((first, *between, last), reverse=True) == [first, *between, last]
-            assert private >= first
-            assert last >= private - 1
+        steps = [self.size // (self.pages + 1) * page & -PAGE_BYTES for page in range(1, self.pages + 1)]
+        with reading(snapshot) as read:
+            (private,) = struct.unpack("=Q", read(self.turns, 8))
+            for view in self.views:
+                offsets = [0, *steps, self.size - PAGE_BYTES]
+                found = [struct.unpack("=Q", read(view + offset, 8))[0] for offset in offsets]
+                assert found == sorted(found, reverse=True)
+                assert private >= found[0]
+                assert found[-1] >= private - 1
 
 
 def test_an_object_that_is_mapped_three_times_shows_one_moment_and_is_copied_once() -> None:
@@ -97,6 +119,80 @@ def test_an_object_that_is_mapped_three_times_shows_one_moment_and_is_copied_onc
         first, *others = [read(snapshot, view, views.size) for view in views.views]
         assert others == [first, first]
         assert first[PAGE_BYTES + 64 : PAGE_BYTES + 128] == b"\x02" * 64
+
+
+def test_large_shared_memory_is_of_one_moment_while_it_is_written() -> None:
+    with Views(256, 3, 300) as views, snapshots() as registry:
+        snapshot = take(registry, views.pid)
+        parts = [part_at(snapshot, view) for view in views.views]
+        assert [(part.fate, part.reason) for part in parts] == [(Fate.COPIED, "shared memory")] * 3
+        views.check(snapshot)
+        assert held_bytes(snapshot) <= views.size + MIB
+        whole = read(snapshot, views.views[2], views.size)
+        filled = [whole[at + 64] for at in range(0, views.size, PAGE_BYTES)]
+        assert filled == [page % 251 + 1 for page in range(views.size // PAGE_BYTES)]
+        assert views.is_as_before()
+        again = registry.get(registry.make(identify(views.pid), b"two"))  # while a copy of it maps the object
+        assert part_at(again, views.views[0]).fate is Fate.COPIED
+        views.check(again)
+        assert number_at(again, views.turns) > number_at(snapshot, views.turns)
+
+
+def test_what_was_written_is_copied_although_the_page_tables_have_forgotten_it() -> None:
+    with Views(8, 2, 50, "drops") as views, snapshots(copy_bytes=MIB) as registry:
+        for name in (b"one", b"two", b"three"):
+            snapshot = registry.get(registry.make(identify(views.pid), name))
+            assert part_at(snapshot, views.views[0]).fate is Fate.COPIED
+            views.check(snapshot)
+
+
+def test_large_shared_memory_that_is_mapped_anew_meanwhile_is_live_and_says_so() -> None:
+    with Views(8, 2, how="remaps") as views, snapshots(copy_bytes=MIB) as registry:
+        part = part_at(take(registry, views.pid), views.views[0])
+        assert (part.fate, part.reason) == (Fate.LIVE, f"shared memory, {REMAPPED}")
+        assert views.is_as_before()
+
+
+def test_large_shared_memory_that_others_map_is_live_and_says_so() -> None:
+    with Views(8, 1, how="forks") as views, snapshots(copy_bytes=MIB) as registry:
+        part = part_at(take(registry, views.pid), views.views[0])
+        assert (part.fate, part.reason) == (Fate.LIVE, f"shared memory, {OTHERS}")
+        assert views.is_as_before()
+
+
+def test_of_memory_that_others_map_it_says_that_they_did_not_stand_still() -> None:
+    with Views(8, 1, how="forks") as views, snapshots() as registry:
+        snapshot = take(registry, views.pid)
+        part = part_at(snapshot, views.views[0])
+        assert part.fate is Fate.COPIED
+        assert part.reason == "shared memory, and other processes that map it did not stand still"
+        again = registry.get(registry.make(identify(views.pid), b"two"))
+        assert part_at(again, views.views[0]) == part
+
+
+def test_large_shared_memory_that_is_written_in_another_way_is_live_and_says_so() -> None:
+    """By write(2), which no protection of pages notes: a page is seen to be another than was copied."""
+    with Views(8, 1, how="writes") as views, snapshots(copy_bytes=MIB) as registry:
+        snapshot = take(registry, views.pid)
+        part = part_at(snapshot, views.views[0])
+        assert (part.fate, part.reason) == (Fate.LIVE, f"shared memory, {FOREIGN}")
+        assert held_bytes(snapshot) < MIB
+        assert views.is_as_before()
+
+
+def test_large_shared_memory_takes_no_more_memory_than_it_may() -> None:
+    with Views(8, 1) as views, snapshots(copy_bytes=MIB, memory_bytes=4 * MIB) as registry:
+        snapshot = take(registry, views.pid)
+        part = part_at(snapshot, views.views[0])
+        assert (part.fate, part.reason) == (Fate.LIVE, f"shared memory, {MEMORY}")
+        assert snapshot.frozen.phases.prepare == 0
+
+
+def test_large_shared_memory_with_a_userfaultfd_of_its_process_is_left_alone() -> None:
+    with Views(8, 1, how="watches") as views, snapshots(copy_bytes=MIB) as registry:
+        snapshot = take(registry, views.pid)
+        assert part_at(snapshot, views.views[0]).fate is Fate.LIVE
+        assert not views.is_as_before()  # the flag is its own
 
 
 _OVERLAPS = """

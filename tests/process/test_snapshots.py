@@ -110,7 +110,7 @@ def test_what_the_process_writes_afterwards_is_not_in_it(
 
 def test_beyond_the_limit_shared_memory_is_live(tmp_path: Path) -> None:
     with (
-        snapshots(copy_bytes=MIB // 2) as registry,
+        snapshots(copy_bytes=MIB // 2, memory_bytes=0) as registry,
         Target("shared-anon", directory=tmp_path) as target,
     ):
         shared = target.mapping("shared-anon")
