@@ -61,7 +61,10 @@ def _attached() -> Iterator[tuple[subprocess.Popen[bytes], int, Span]]:
 
 @pytest.mark.parametrize(("copy_bytes", "fate"), [(DEFAULT_COPY_BYTES, Fate.COPIED), (0, Fate.LIVE)])
 def test_a_segment_counts_no_snapshot(copy_bytes: int, fate: Fate) -> None:
-    with snapshots(copy_bytes=copy_bytes) as registry, _attached() as (program, segment, span):
+    with (
+        snapshots(copy_bytes=copy_bytes, memory_bytes=0) as registry,
+        _attached() as (program, segment, span),
+    ):
         snapshot = take(registry, program.pid)
         (part,) = [part for part in snapshot.frozen.parts if part.region.span.start == span.start]
         assert part.fate is fate
