@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memfs.cli.progress import CHOICES, shown
+from memfs.cli.progress import CHOICES, shown, size_text
 
 if TYPE_CHECKING:
     from memfs.copy.job import Copied
@@ -65,9 +65,12 @@ def command(
     meter = Meter()
     try:
         with shown(meter, progress):
-            run(Request(source, destination, since, Checks(verify=verify, checksum=checksum)), meter, note)
+            request = Request(source, destination, since, Checks(verify=verify, checksum=checksum))
+            lacks = run(request, meter, note)
     except KeyboardInterrupt:
         raise click.Abort from None
+    for reason, size_bytes in lacks.items():
+        click.echo(f"memfs: {source} lacks {size_text(size_bytes)}: {reason}", err=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

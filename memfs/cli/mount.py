@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
     multiple=True,
     metavar="OPT[,OPT...]",
     help="splice=auto|on|off, passthrough=auto|off, low_latency=auto|off, log=FILE, "
-    "snapshot_copy=SIZE, snapshot_fallback=copy|off, core=full|filtered.",
+    "snapshot_copy=SIZE, snapshot_memory=SIZE, snapshot_fallback=copy|off, core=full|filtered.",
 )
 @click.argument("mountpoint")
 def command(foreground: bool, options: tuple[str, ...], mountpoint: str) -> None:

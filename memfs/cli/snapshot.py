@@ -2,12 +2,15 @@
 
 import errno
 import functools
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
+from memfs.cli.progress import size_text
 from memfs.errors import CannotFreeze
 
 _LOG = "the daemon's log says why"
@@ -39,7 +42,11 @@ def command(mountpoint: str | None, pid: int, name: str | None) -> None:
     if name is not None and (not name or "/" in name or name in (".", "..")):
         raise click.UsageError(f"{name!r} is no name for a directory.")
     snapshots = _find(pid, mountpoint)
-    click.echo(os.fspath(_make_named(pid, snapshots / name) if name is not None else _make(pid, snapshots)))
+    made = _make_named(pid, snapshots / name) if name is not None else _make(pid, snapshots)
+    click.echo(os.fspath(made))
+    for missing in _missing(made):
+        size = size_text(missing["bytes"])
+        click.echo(f"memfs: the snapshot lacks {size}: {missing['reason']}; see its info.json", err=True)
 
 
 def _find(pid: int, mountpoint: str | None) -> Path:
@@ -77,6 +84,15 @@ def _find(pid: int, mountpoint: str | None) -> Path:
     raise CannotFreeze(
         f"there is no process {pid} in {', '.join(candidates)}", "see whether it runs, and has memory"
     )
+
+
+def _missing(snapshot: Path) -> list[dict[str, Any]]:
+    """What info.json says is missing; nothing where the snapshot has been let go already."""
+    try:
+        found: list[dict[str, Any]] = json.loads((snapshot / "info.json").read_bytes())["missing"]
+    except OSError:
+        return []
+    return found
 
 
 def _make(pid: int, snapshots: Path) -> Path:

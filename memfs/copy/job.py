@@ -11,6 +11,7 @@ from memfs.copy.destination import Special, found
 from memfs.copy.digests import Content
 from memfs.copy.files import Checks, Tools
 from memfs.copy.held import Image
+from memfs.copy.lacking import lacking
 from memfs.copy.mark import Mark, part_of, read_mark
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import clear_leftovers
@@ -20,6 +21,8 @@ from memfs.copy.since import is_shared, read_changes, snapshot_id
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
 from memfs.linux.folder import Entry
+
+_CORE = "core"
 
 
 @attrs.frozen
@@ -55,14 +58,27 @@ class Copied:
 Note = Callable[[Copied], None]
 
 
-def run(request: Request, meter: Meter, note: Note) -> None:
+def run(request: Request, meter: Meter, note: Note) -> dict[str, int]:
     """Do it; *note* is told of each file once it is whole.
+
+    Returns how much the source says that it lacks of the memory of its process, in bytes by the reason.
 
     Raises:
         BadOption: an option does not go with the destination.
         CannotCopy: it failed; what the destination was before, it still is.
     """
     place = find_place(request.source)
+    if place.parts != (_CORE,):
+        _run(request, place, meter, note)
+        return {}
+    # All who have a live core open at one time read the same one.
+    with open_source(place.path, place.device) as core:
+        lacks = lacking(core)
+        _run(request, place, meter, note)
+    return lacks
+
+
+def _run(request: Request, place: Place, meter: Meter, note: Note) -> None:
     crew = Crew()
     tools = Tools(crew, meter, request.checks)
     name = None if place.path.is_dir() else place.path.name

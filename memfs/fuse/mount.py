@@ -56,7 +56,10 @@ def serve(directory: int, mountpoint: Path, options: MountOptions, answering: Ca
     server = ForkServer()  # first of all: nothing is open yet, and there is one thread
     try:
         snapshots = Snapshots(
-            server.connect, copy_bytes=options.snapshot_copy_bytes, fall_back=options.snapshot_fallback
+            server.connect,
+            copy_bytes=options.snapshot_copy_bytes,
+            memory_bytes=options.snapshot_memory_bytes,
+            fall_back=options.snapshot_fallback,
         )
         _mount_and_serve(directory, mountpoint, options, answering, snapshots, server)
     finally:

@@ -28,6 +28,8 @@ class MountOptions:
         low_latency: whether CPUs may be kept from sleeping while reads flow.
         passthrough: whether the kernel may read shared memory by itself.
         snapshot_copy_bytes: the most that is copied while a process is stopped for a snapshot.
+        snapshot_memory_bytes: the most memory that a snapshot's copies may take that are made while the
+            process runs; None for a share of what there is.
         snapshot_fallback: whether a process that cannot be forked may be copied as a whole.
         full_cores: whether core files have all that can be read, whatever the process asks for.
     """
@@ -37,6 +39,7 @@ class MountOptions:
     low_latency: bool = True
     passthrough: bool = True
     snapshot_copy_bytes: int = DEFAULT_COPY_BYTES
+    snapshot_memory_bytes: int | None = None
     snapshot_fallback: bool = False
     full_cores: bool = False
 
@@ -69,29 +72,29 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
                 f"{name}={values[name]} and {name}={value} contradict each other", "give one of them"
             )
     log_file = Path(values["log"]).absolute() if "log" in values else None
+    sizes = {name: _parse_size(name, values[name]) for name in _SIZES if name in values}
     return MountOptions(
         splice=SpliceMode(values.get("splice", SpliceMode.AUTO.value)),
         log_file=log_file,
         low_latency=values.get("low_latency", "auto") == "auto",
         passthrough=values.get("passthrough", "auto") == "auto",
-        snapshot_copy_bytes=_parse_size(values.get("snapshot_copy")),
+        snapshot_copy_bytes=sizes.get("snapshot_copy", DEFAULT_COPY_BYTES),
+        snapshot_memory_bytes=sizes.get("snapshot_memory"),
         snapshot_fallback=values.get("snapshot_fallback") == "copy",
         full_cores=values.get("core") == "full",
     )
 
 
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)")
+_SIZES = ("snapshot_copy", "snapshot_memory")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def _parse_size(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_COPY_BYTES
+def _parse_size(name: str, text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise BadOption(
-            f"bad option 'snapshot_copy={text}'",
-            "write snapshot_copy=SIZE, a number of bytes or 64K, 64M, 1G",
+            f"bad option '{name}={text}'", f"write {name}=SIZE, a number of bytes or 64K, 64M, 1G"
         )
     return int(match[1]) * _UNITS[match[2]]
 
@@ -102,6 +105,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "passthrough": ("auto", "off"),
     "log": (),
     "snapshot_copy": (),
+    "snapshot_memory": (),
     "snapshot_fallback": ("copy", "off"),
     "core": ("full", "filtered"),
 }
@@ -111,6 +115,7 @@ _USAGE_BY_NAME = {
     "passthrough": "passthrough=auto|off",
     "log": "log=FILE",
     "snapshot_copy": "snapshot_copy=SIZE",
+    "snapshot_memory": "snapshot_memory=SIZE",
     "snapshot_fallback": "snapshot_fallback=copy|off",
     "core": "core=full|filtered",
 }

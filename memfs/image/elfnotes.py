@@ -1,9 +1,9 @@
 """The notes of an ELF core file: what a debugger learns of a process besides its memory.
 
 Names, contents and order are those of a core that Linux itself dumps (``fs/binfmt_elf.c``; for a program
-of 32 bits on a kernel of 64 ``fs/compat_binfmt_elf.c``), but for one: Linux writes NT_SIGINFO once, for the
-thread that a signal killed. Here no thread was killed, so each has its own. Readers give a thread all notes
-from its NT_PRSTATUS to the next one.
+of 32 bits on a kernel of 64 ``fs/compat_binfmt_elf.c``). One more tells what is lacking, if anything is. And
+Linux writes NT_SIGINFO once, for the thread that a signal killed. Here no thread was killed, so each has its
+own. Readers give a thread all notes from its NT_PRSTATUS to the next one.
 
 Values in, bytes out: this module reads nothing, and does not know the file around the notes.
 """
@@ -12,9 +12,12 @@ import enum
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
+import attrs
+
 from memfs.linux.arch import CoreFormat
+from memfs.linux.elf import MISSING, OUR_OWNER, Note, pack_note
 from memfs.linux.procfs import Mapping
-from memfs.linux.span import PAGE_BYTES
+from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.record import ProcessRecord, ThreadRecord
 
 
@@ -41,13 +44,24 @@ _STATES = b"RSDTZW"
 _UNNAMED_STATE = len(_STATES)
 _DEAD_STATE = 8  # TASK_DEAD, which has no letter here, of a main thread that has ended
 _SIGINFO = struct.Struct("<i124x")  # siginfo_t: si_signo, and nothing else that a stop would set
-_NOTE_HEADER = struct.Struct("<III")  # Elf64_Nhdr, Elf32_Nhdr: n_namesz n_descsz n_type
+
+
+@attrs.frozen
+class Lacking:
+    """Memory that is not in the file, though the process can read it."""
+
+    span: Span
+    reason: str
 
 
 def pack_notes(
-    form: CoreFormat, process: ProcessRecord, threads: Sequence[ThreadRecord], mappings: Iterable[Mapping]
+    form: CoreFormat,
+    process: ProcessRecord,
+    threads: Sequence[ThreadRecord],
+    mappings: Iterable[Mapping],
+    lacking: Sequence[Lacking] = (),
 ) -> bytes:
-    """The contents of the PT_NOTE segment: of *process*, and of each of its *threads*.
+    """The contents of the PT_NOTE segment: of *process*, of each of its *threads*, and what is *lacking*.
 
     The main thread comes first, as debuggers select the first one; where it has ended, the others
     keep their order.
@@ -62,6 +76,8 @@ def pack_notes(
         if is_first:
             notes.append(_note(NoteType.AUXV, _cut_auxv(form.word_bytes, process.auxv)))
             notes.append(_note(NoteType.FILE, b"".join(_files(form.word_bytes, mappings))))
+            if lacking:
+                notes.append(pack_note(Note(OUR_OWNER, MISSING, b"".join(map(_line, lacking)))))
         for one in form.sets:
             if one.kind in thread.sets:
                 notes.append(_note(one.kind, thread.sets[one.kind], one.owner))
@@ -72,16 +88,11 @@ def pack_notes(
 
 
 def _note(kind: int, contents: bytes, owner: bytes = b"CORE") -> bytes:
-    name = owner + b"\0"
-    return b"".join(
-        (
-            _NOTE_HEADER.pack(len(name), len(contents), kind),
-            name,
-            bytes(-len(name) % 4),
-            contents,
-            bytes(-len(contents) % 4),
-        )
-    )
+    return pack_note(Note(owner, kind, contents))
+
+
+def _line(one: Lacking) -> bytes:
+    return f"{one.span} {one.reason}\n".encode()
 
 
 def _status(form: CoreFormat, process: ProcessRecord, thread: ThreadRecord) -> bytes:

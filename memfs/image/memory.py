@@ -144,7 +144,8 @@ class Memory(Source):
         elif region.kind is Kind.COPIED:
             if part.end > region.span.start + self._space.copied_bytes(region):
                 raise unmapped(part.end)
-            found.append(Piece(part.size, self._space.copied, part.start, cached=True))
+            at = part.start + self._space.copied_shift(region)
+            found.append(Piece(part.size, self._space.copied, at, cached=True))
         elif region.kind is Kind.ABSENT:
             raise unmapped(part.start)
         else:
@@ -378,7 +379,7 @@ class Memory(Source):
         if region.kind in (Kind.OPAQUE, Kind.ABSENT) or region.served or self._space.is_fetched(part):
             return part.start if data else part.end
         if region.kind is Kind.COPIED:
-            return find_in_file(self._space.copied, part, 0, data=data)
+            return find_in_file(self._space.copied, part, self._space.copied_shift(region), data=data)
         if region.kind is Kind.ANONYMOUS:
             return self._find_page(part, scanner, data=data)
         fd = self._objects.open(region)

@@ -19,10 +19,15 @@ _EINTR = -4
 class Call(enum.Enum):
     """The system calls that a stopped thread is made to run."""
 
+    CHDIR = enum.auto()
     CLONE = enum.auto()
     CLOSE_RANGE = enum.auto()
+    MADVISE = enum.auto()
+    MMAP = enum.auto()
     PRCTL = enum.auto()
     SETSID = enum.auto()
+    SHMDT = enum.auto()
+    USERFAULTFD = enum.auto()
     WAIT4 = enum.auto()
 
 

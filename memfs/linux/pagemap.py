@@ -37,6 +37,7 @@ class PageKind(enum.IntEnum):
 class _Category(enum.IntFlag):
     """``PAGE_IS_*`` of ``<linux/fs.h>``; GUARD came with Linux 6.16."""
 
+    WRITTEN = 1 << 1
     FILE = 1 << 2
     PRESENT = 1 << 3
     SWAPPED = 1 << 4
@@ -68,6 +69,9 @@ _MOST_PAGES_LOOKED_AT = 1 << 14
 _REACH_IN_NOTHING = 16
 """Where all that was passed was never touched, so many times as many pages are passed next: that takes no
 time, and reservations of terabytes are common."""
+_WP_MATCHING_CHECKED = 3
+"""PM_SCAN_WP_MATCHING and PM_SCAN_CHECK_WPASYNC: protect what is told, and be sure that writes are noted."""
+_MOST_WRITTEN_RUNS = 1 << 13
 
 _FORMS = (
     int(_Category.PRESENT | _Category.SWAPPED | _Category.PFNZERO | _Category.GUARD),
@@ -80,6 +84,7 @@ _KNOWN = int(_Category.PRESENT | _Category.SWAPPED)
 _PRESENT = int(_Category.PRESENT)
 _NO_PAGE = int(_Category.GUARD | _Category.PFNZERO)
 _FILE = int(_Category.FILE)
+_WRITTEN = int(_Category.WRITTEN)
 _ENTRY_KNOWN = int(_Entry.PRESENT | _Entry.SWAPPED)
 _ENTRY_PRESENT = int(_Entry.PRESENT)
 _ENTRY_GUARD = int(_Entry.GUARD)
@@ -190,6 +195,34 @@ class Scanner:
             else:
                 return count
         return -1
+
+
+def take_written(pagemap: int, span: Span) -> Iterator[Span]:
+    """The pages in *span* that were written since they were protected, see :mod:`memfs.linux.userfaultfd`.
+
+    They are protected again before they are told. A page of which the page tables know nothing counts as
+    written: with a page that was swapped out or given back they may have lost the note of it.
+
+    Raises:
+        ProcessLookupError: the address space is gone.
+        PermissionError: writes to some of it are not noted.
+    """
+    regions = (ctypes.c_uint64 * (3 * _MOST_WRITTEN_RUNS))()
+    view = memoryview(regions).cast("B")
+    argument = bytearray(_SCAN_ARGUMENT.size)
+    told = _WRITTEN | _PRESENT
+    at = span.start
+    while at < span.end:
+        end = min(at + _MOST_PAGES * PAGE_BYTES, span.end)
+        _SCAN_ARGUMENT.pack_into(
+            argument, 0, _SCAN_ARGUMENT.size, _WP_MATCHING_CHECKED, at, end, 0,
+            ctypes.addressof(regions), _MOST_WRITTEN_RUNS, 0, _PRESENT, 0, told, told | _KNOWN,
+        )  # fmt: skip
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
+        (at,) = _WALK_END.unpack_from(argument, _WALK_END_OFFSET)
+        for start, end, categories in _REGION.iter_unpack(view[: count * _REGION.size]):
+            if categories & _WRITTEN or not categories & _KNOWN:
+                yield Span(start, end)
 
 
 def _kind_of(categories: int) -> PageKind:

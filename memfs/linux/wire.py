@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from memfs.linux.procfs import read_whole
 
 _MARK = b"v"
-_MOST_DESCRIPTORS = 8
+_MOST_DESCRIPTORS = 80
 
 
 def send(channel: socket.socket, value: object, descriptors: Sequence[int] = ()) -> None:

@@ -73,7 +73,10 @@ X86_64 = Architecture(
     reach=1 << 56,
     call_instruction=b"\x0f\x05",  # syscall
     # arch/x86/entry/syscalls/syscall_64.tbl
-    numbers={Call.CLONE: 56, Call.WAIT4: 61, Call.SETSID: 112, Call.PRCTL: 157, Call.CLOSE_RANGE: 436},
+    numbers={
+        Call.MMAP: 9, Call.MADVISE: 28, Call.CLONE: 56, Call.WAIT4: 61, Call.SHMDT: 67, Call.CHDIR: 80,
+        Call.SETSID: 112, Call.PRCTL: 157, Call.USERFAULTFD: 323, Call.CLOSE_RANGE: 436,
+    },
     resumable=frozenset(
         (
             0, 1, 17, 18, 19, 20, 295, 296, 327, 328,  # read, write, and their vectors and offsets
@@ -101,7 +104,10 @@ I386 = Architecture(
     reach=1 << 32,
     call_instruction=b"\xcd\x80",  # int $0x80
     # arch/x86/entry/syscalls/syscall_32.tbl
-    numbers={Call.SETSID: 66, Call.WAIT4: 114, Call.CLONE: 120, Call.PRCTL: 172, Call.CLOSE_RANGE: 436},
+    numbers={
+        Call.CHDIR: 12, Call.SETSID: 66, Call.WAIT4: 114, Call.CLONE: 120, Call.PRCTL: 172, Call.MMAP: 192,
+        Call.MADVISE: 219, Call.USERFAULTFD: 374, Call.SHMDT: 398, Call.CLOSE_RANGE: 436,
+    },
     resumable=frozenset(
         (
             3, 4, 145, 146, 180, 181, 333, 334, 378, 379,  # read, write, and their vectors and offsets

@@ -7,10 +7,8 @@ snapshot. Whatever else there is counts as changed.
 
 import bisect
 import contextlib
-import fcntl
 import functools
 import os
-import signal
 from array import array
 from collections.abc import Iterable, Iterator
 
@@ -18,6 +16,7 @@ import attrs
 
 from memfs.errors import MemfsError, TargetExited
 from memfs.linux.frames import Comparer, shows_frames
+from memfs.linux.lease import has_no_writer
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import Fate, Frozen, Part
 from memfs.target.layout import Kind
@@ -25,8 +24,6 @@ from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace
 
 _COPY_BYTES = 1 << 20
-_F_SETLEASE = 1024  # <linux/fcntl.h>
-_F_SETSIG = 10
 
 
 @attrs.frozen
@@ -73,7 +70,7 @@ class Changes:
 
 
 def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[ObjectKey]:
-    """The files that private mappings show and that, as of now, no one can write to unnoticed.
+    """The files whose pages are read from them and that, as of now, no one can write to unnoticed.
 
     No one has them open for writing now, or mapped so. Whoever will, changes the time of the file with
     his first store: file systems on a disk see to that, others (tmpfs, overlayfs) need not.
@@ -88,24 +85,11 @@ def find_quiet_files(frozen: Frozen, copy: AddressSpace | None) -> frozenset[Obj
             with contextlib.suppress(OSError, MemfsError):
                 fd = copy.open_backing(mapping)
                 try:
-                    if _has_no_writer(fd):
+                    if has_no_writer(fd):
                         quiet.add(key)
                 finally:
                     os.close(fd)
     return frozenset(quiet)
-
-
-def _has_no_writer(fd: int) -> bool:
-    """Whether a file is open for writing nowhere: else the kernel grants no lease of it."""
-    # Who opens it for writing in this very moment waits until it is given back, and we get a signal:
-    # one that does nothing, instead of SIGIO.
-    fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
-    try:
-        fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_RDLCK)
-    except OSError:
-        return False
-    fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_UNLCK)
-    return True
 
 
 def compare(earlier: Frames, later: Frames) -> Changes:
@@ -173,7 +157,7 @@ def _compare_part(
     kind, mapping = new.region.kind, new.region.mapping
     comparable = old.fate is new.fate and old.region.kind is kind and old.region.mapping.same_memory(mapping)
     if comparable and new.fate is Fate.COPIED:
-        yield from _compare_bytes(earlier.aside, later.aside, span)
+        yield from _compare_bytes(earlier.aside, old.shift, later.aside, new.shift, span)
         return
     frozen = comparable and new.fate is Fate.FROZEN and comparer is not None
     if not frozen or earlier.copy is None or later.copy is None or comparer is None:
@@ -191,10 +175,11 @@ def _is_unwritten(earlier: Frames, later: Frames, key: ObjectKey) -> bool:
     return state is not None and state == later.frozen.files.get(key) and key in earlier.quiet_files
 
 
-def _compare_bytes(one: int, other: int, span: Span) -> Iterator[Span]:
+def _compare_bytes(one: int, one_shift: int, other: int, other_shift: int, span: Span) -> Iterator[Span]:
     for start in range(span.start, span.end, _COPY_BYTES):
         size = min(_COPY_BYTES, span.end - start)
-        mine, theirs = os.pread(one, size, start), os.pread(other, size, start)
+        mine = os.pread(one, size, start + one_shift)
+        theirs = os.pread(other, size, start + other_shift)
         if mine == theirs:
             continue
         for at in range(0, size, PAGE_BYTES):

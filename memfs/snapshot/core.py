@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from memfs.errors import MemfsError, NoSuchEntry
 from memfs.image.elfcore import CoreFilter, CoreLayout, Extent, Segment, dumped_bytes, lay_out
-from memfs.image.elfnotes import pack_notes
+from memfs.image.elfnotes import Lacking, pack_notes
 from memfs.image.memory import Memory
 from memfs.image.source import Piece, Source, Workspace
 from memfs.image.text import Text
@@ -18,6 +18,7 @@ from memfs.linux.procfs import parse_maps
 from memfs.linux.span import Span
 from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate, Part
+from memfs.target.layout import Kind
 
 
 def open_core(snapshot: Snapshot, *, full: bool) -> "Core":
@@ -58,21 +59,45 @@ def _layout_of(snapshot: Snapshot, memory: Memory, *, full: bool) -> CoreLayout:
             )
         workspace = Workspace()
         try:
-            segments = [_segment(snapshot, part, memory, workspace, full=full) for part in frozen.parts]
+            found = [_segment(snapshot, part, memory, workspace, full=full) for part in frozen.parts]
         finally:
             workspace.close()
-        notes = pack_notes(form, frozen.process, frozen.threads, parse_maps(frozen.maps_text))
-        snapshot.core = lay_out(form, notes, segments)
+        notes = pack_notes(
+            form,
+            frozen.process,
+            frozen.threads,
+            parse_maps(frozen.maps_text),
+            [lacking for _, lacking in found if lacking is not None],
+        )
+        snapshot.core = lay_out(form, notes, [segment for segment, _ in found])
     return snapshot.core
 
 
-def _segment(snapshot: Snapshot, part: Part, memory: Memory, workspace: Workspace, *, full: bool) -> Segment:
+def _segment(
+    snapshot: Snapshot, part: Part, memory: Memory, workspace: Workspace, *, full: bool
+) -> tuple[Segment, Lacking | None]:
+    """What is in the file of a VMA, and what should be and is not."""
     region = part.region
-    size = 0
-    if region.has_file and part.fate is not Fate.ABSENT:
-        size = region.span.size if full else _wanted_bytes(snapshot, part, memory, workspace)
-        size = min(size, memory.readable_bytes(region, workspace.scanner))
-    return Segment(region.span, region.mapping.access, size)
+    span = region.span
+    if not region.has_file:
+        return Segment(span, region.mapping.access, 0), None
+    if part.fate is Fate.ABSENT:
+        return Segment(span, region.mapping.access, 0), Lacking(span, part.reason)
+    wanted = span.size if full else _wanted_bytes(snapshot, part, memory, workspace)
+    size = min(wanted, memory.readable_bytes(region, workspace.scanner))
+    reason = _why_short(snapshot, part, size) if size < wanted else ""
+    lacking = Lacking(Span(span.start + size, span.start + wanted), reason) if reason else None
+    return Segment(span, region.mapping.access, size), lacking
+
+
+def _why_short(snapshot: Snapshot, part: Part, size: int) -> str:
+    """Why no more than *size* bytes of a VMA can be read; empty where its file ends there."""
+    region = part.region
+    if any(region.span.clip(fetched) for fetched in snapshot.frozen.fetched):
+        return "its userfaultfd has not supplied all of it"
+    if region.kind is Kind.PRIVATE_FILE and not size:
+        return "its file was written since, or does not answer"
+    return ""
 
 
 def _wanted_bytes(snapshot: Snapshot, part: Part, memory: Memory, workspace: Workspace) -> int:

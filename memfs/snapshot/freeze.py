@@ -13,33 +13,41 @@ from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
 
-from memfs.errors import CannotFreeze, RangeUnmapped, TargetExited, TargetStuck
-from memfs.image.served import ServedFiles
+from memfs.errors import CannotFreeze, TargetStuck
 from memfs.linux import procfs
 from memfs.linux.arch import CoreFormat, Machine
 from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
-from memfs.linux.inside import ThreadNumbers, read_inside
+from memfs.linux.inside import ThreadNumbers
 from memfs.linux.machine import this_machine
-from memfs.snapshot.aside import Aside, Wanted, what_fork_does_not_keep
+from memfs.snapshot import ahead
+from memfs.snapshot.aside import SHARED, Aside, what_fork_does_not_keep
+from memfs.snapshot.described import read_process
+from memfs.snapshot.follow import Follower
+from memfs.snapshot.places import Wanted, group
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
+from memfs.snapshot.segments import Segments, hold_segments
+from memfs.snapshot.steady import find_steady, read_states
 from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
-from memfs.target.identity import Identity, ProcessHandle, identify, read_status, read_text
+from memfs.target.fork import Forked
+from memfs.target.identity import ProcessHandle, identify, read_status
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
 from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
-from memfs.target.record import ProcessRecord, ThreadRecord
+from memfs.target.record import ThreadRecord
+from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
+from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_be_pinned
 
-_FILE_CLOCK_NS = 10_000_000  # a file's time is that of the last tick of the kernel's clock
 _SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
+_BY_OTHERS = ", and other processes that map it did not stand still"
 _NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
 
 _CALL_S = 1.0
@@ -73,15 +81,22 @@ class Freezing:
         self._handle = ProcessHandle(request.identity)
         self._looks = BoundedLooks(self._pid)
         self._stopped: StoppedProcess | None = None
-        self._copy: Tracee | None = None
+        self._forked: Forked | None = None
+        self._extra_page = 0
+        self._segments = Segments((), {})
         self._watch: ExecWatch | None = None
         self._threads: tuple[ThreadRecord, ...] = ()
         self._core: CoreFormat | None = None
         self._marks: list[int] = []
+        self._plan = ahead.NOTHING
+        self._follower: Follower | None = None
+        self._prepare_us = 0
         self._taken_ns = 0
 
-    def run(self) -> tuple[Frozen, int]:
-        """Take the snapshot; returns what is known of it, and a descriptor of what was copied aside.
+    def run(self) -> tuple[Frozen, list[int]]:
+        """Take the snapshot; returns what is known of it, and descriptors.
+
+        The first is of what was copied aside, the others are of :attr:`Frozen.segments`.
 
         Raises:
             TargetBusy: it cannot be stopped now.
@@ -92,11 +107,22 @@ class Freezing:
         self._looks.run(self._prepare, patience_s)
         if not self._request.copy_all:
             fork.ensure_possible(self._pid, self._space.objects_pid)
-        with _spared():
-            self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+        try:
+            self._copy_ahead()
+            with _spared():
+                self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
+            if self._follower is not None:
+                self._check(self._follower)
+        finally:
+            if self._follower is not None:
+                self._looks.run(self._follower.close, patience_s)
+        if self._forked is not None:
+            self._extra_page = settle(self._forked, self._pid, self._layout)
         frozen = self._looks.run(self._describe, patience_s)
+        if self._forked is not None and self._segments.attached_at:
+            detach_segments(self._forked, self._pid, self._segments.attached_at)
         self._aside.close()
-        return frozen, self._aside.fd
+        return frozen, [self._aside.fd, *self._segments.held.values()]
 
     def take_ends(self) -> bool:
         """Take the ends of threads that were killed while they stood still; returns whether none is left."""
@@ -109,10 +135,10 @@ class Freezing:
             return True
         if stopped.keeps:
             stopped.release()
-        copy, self._copy = self._copy, None
-        if copy is not None and not (self._has_run_exec() and self._end_quietly(copy)):
-            copy.end()
-            stopped.unreaped.append(copy.inner_number)
+        forked, self._forked = self._forked, None
+        if forked is not None and not (self._has_run_exec() and self._end_quietly(forked.copy)):
+            forked.copy.end()
+            stopped.unreaped.append(forked.copy.inner_number)
         while not stopped.keeps and stopped.unreaped:
             reaping = Reaping(self._request.identity, stopped.unreaped[-1])
             if not reap(reaping, self._handle, self._machine, self._looks):
@@ -135,19 +161,41 @@ class Freezing:
             request.identity, flags, memory=True, watched=True, own_device=request.own_device
         )
         self._flags = flags
-        self._process = _read_process(self._space, request.identity)
+        self._process = read_process(self._space, request.identity)
         self._numbers = ThreadNumbers(self._pid)
         self._owner = read_status(self._pid)
         self._known = flags.pin(request.identity)
         self._maps_text = self._space.maps_text()
-        self._layout = layout = self._space.layout_of(self._maps_text)
-        wanted = list(_wanted(layout, self._known))
+        self._layout = self._known_layout = layout = self._space.layout_of(self._maps_text)
+        self._may_be_pinned = may_be_pinned(layout, self._known.uses)
+        self._withheld = find_withheld(layout, layout, self._known.uses)
+        self._steady = frozenset() if request.copy_all else find_steady(layout, self._known, self._space)
+        groups = group(_wanted(layout, self._known, frozenset(self._withheld), self._steady))
         # What would be lost comes before what would only stay live, and the small before the large.
-        wanted.sort(key=lambda one: (one.region.kind is Kind.SHARED, one.region.span.size))
+        groups.sort(key=lambda one: (not one.private, sum(each.region.span.size for each in one.wanted)))
         self._aside = Aside(self._space, request.copy_bytes)
-        self._aside.prepare(wanted, layout, limited=True)
+        self._aside.prepare(groups, layout, limited=True)
         if request.copy_all:
-            self._aside.prepare(list(_all_private(layout, self._known)), layout, limited=False)
+            self._aside.prepare(group(_all_private(layout, self._known)), layout, limited=False)
+
+    def _copy_ahead(self) -> None:
+        """Copy large shared memory while the process runs; what is written meanwhile is noted."""
+        request = self._request
+        self._plan = found = ahead.plan(
+            self._aside.left_out, self._aside.taken, self._known.uses, self._space, request.memory_bytes
+        )
+        if found.groups and not request.copy_all:
+            process = ahead.Process(self._handle, self._machine, self._looks, request.stop_s)
+            with _spared():
+                began = ahead.begin(process)
+            if began is not None:
+                self._prepare_us = began.pause_us
+                self._follower = ahead.follow(found, process, self._space, self._aside.fd, began.fd)
+
+    def _check(self, follower: Follower) -> None:
+        """Make sure that no one else has written to what was copied while the process ran."""
+        patience_s = self._plan.patience_s
+        self._looks.run(lambda: follower.check(time.monotonic() + patience_s), patience_s + _LOOK_S)
 
     def _stop_and_copy(self, patience_s: float) -> None:
         self._looks.run(take_first_place, _LOOK_S)
@@ -165,15 +213,25 @@ class Freezing:
             self._record(stopped)
             thread = None if self._request.copy_all else fork.choose_thread(stopped)
             area = 0 if thread is None else restartable.read_area(thread)
-            look_s = _STOPPED_LOOK_S + self._aside.prepared_bytes * _COPY_S_PER_BYTE
+            copied_bytes = self._aside.prepared_bytes + self._plan.size_bytes
+            look_s = _STOPPED_LOOK_S + copied_bytes * _COPY_S_PER_BYTE
             call_address = self._looks.run(lambda: self._look_again(stopped, thread, area), look_s)
             if thread is not None:
                 means = fork.Means(thread, call_address, patience_s)
-                self._copy = fork.fork_copy(stopped, means, hide=_is_open_to_its_user(thread))
+                wanted = self._withheld
+                if self._layout is not self._known_layout:
+                    wanted = find_withheld(self._layout, self._known_layout, self._known.uses)
+                self._forked = fork.fork_copy(
+                    stopped, means, wanted, self._beginning, hide=_is_open_to_its_user(thread)
+                )
             self._mark()
         finally:
             stopped.release()
         self._mark()
+
+    def _beginning(self, addresses: list[int]) -> frozenset[int]:
+        """Those of *addresses* at which a VMA begins."""
+        return self._looks.run(lambda: self._space.beginning(addresses), _STOPPED_LOOK_S)
 
     def _record(self, stopped: StoppedProcess) -> None:
         """Write down what is in no memory: registers and signals."""
@@ -196,7 +254,11 @@ class Freezing:
             self._space.ensure_same_program()
         else:
             # Whether it ran exec meanwhile cannot be told for certain. What it has now, it keeps.
+            if self._follower is not None:
+                self._follower.give_up()
             self._space.close()
+            self._aside.close()
+            os.close(self._aside.fd)
             self._prepare()
         text = self._space.maps_text()
         if text != self._maps_text:
@@ -210,6 +272,8 @@ class Freezing:
             call_address = find_call_address(thread, architecture, stopped.registers.values(), mappings)
         self._mark()
         self._aside.take(self._layout)
+        if self._follower is not None:
+            self._follower.take(self._layout, self._aside.left_bytes)
         self._mark()
         return call_address
 
@@ -222,21 +286,26 @@ class Freezing:
         why_bound = ""
         uses = self._known.uses
         files: dict[ObjectKey, FileState] = {}
-        if self._copy is not None:
-            fork.settle(self._copy)
+        parts: tuple[Part, ...] = ()
+        if self._forked is not None:
+            frozen = self._forked.copy
             try:
-                move_apart(self._copy.pid)
+                move_apart(frozen.pid)
             except OSError as error:
                 why_bound = os.strerror(error.errno or errno.EIO)
-            copy, copy_number = identify(self._copy.pid), self._copy.inner_number
+            copy, copy_number = identify(frozen.pid), frozen.inner_number
             uses = self._flags.pin(copy).uses
             with AddressSpace(copy, self._flags, memory=False, frozen=True) as space:
-                if not set(space.maps_text().splitlines()) <= set(self._maps_text.splitlines()):
+                own = b"%x-" % self._extra_page
+                found = {line for line in space.maps_text().splitlines() if not line.startswith(own)}
+                if not found <= set(self._maps_text.splitlines()):
                     raise TargetStuck(
                         f"memory of process {self._pid} was mapped while all its threads stood still",
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
-                files = _file_states(space, self._layout, self._taken_ns)
+                files = read_states(space, filter(self._is_from_file, self._layout.regions), self._taken_ns)
+                parts = self._decide_all(uses)
+                self._segments = hold_segments(parts, space)
         extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
         return Frozen(
             identity=self._request.identity,
@@ -244,10 +313,11 @@ class Freezing:
             copy_number=copy_number,
             taken_ns=self._taken_ns,
             phases=Phases(
+                self._prepare_us,
                 *(
                     (after - before) // 1000
                     for before, after in zip(self._marks, self._marks[1:], strict=False)
-                )
+                ),
             ),
             longest_look_us=self._known.longest_read_us,
             stat=self._space.stat,
@@ -255,12 +325,27 @@ class Freezing:
             process=attrs.evolve(self._process, core_format=self._core, extra_note=extra),
             threads=self._threads,
             maps_text=self._maps_text,
-            parts=tuple(self._decide(region, uses) for region in self._layout.regions),
-            uses=uses,
+            parts=parts or self._decide_all(uses),
+            uses=self._flags_of_process(uses),
             fetched=self._known.fetched,
             files=files,
+            segments=tuple(self._segments.held),
             why_bound=why_bound,
         )
+
+    def _decide_all(self, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> tuple[Part, ...]:
+        return tuple(self._decide(region, uses) for region in self._layout.regions)
+
+    def _why_live(self, region: Region) -> str:
+        key = object_key(region.mapping)
+        why = self._follower.why.get(key) if self._follower is not None else None
+        return why or self._plan.why.get(key, _TOO_MUCH)
+
+    def _is_from_file(self, region: Region) -> bool:
+        return region.kind is Kind.PRIVATE_FILE or self._is_steady(region)
+
+    def _is_steady(self, region: Region) -> bool:
+        return region.kind is Kind.SHARED and object_key(region.mapping) in self._steady
 
     def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
         """What became of *region*: it is taken for frozen only where the copy has it as it was."""
@@ -268,8 +353,14 @@ class Freezing:
         if not region.has_file:
             return Part(region, Fate.ABSENT, "no one can read it")
         copied = self._aside.copied.get(start)
+        if copied is None and self._follower is not None:
+            copied = self._follower.copied.get(start)
         if copied is not None:
-            return Part(Region(region.mapping, Kind.COPIED), Fate.COPIED, copied.reason, copied.size_bytes)
+            shown = Region(region.mapping, Kind.COPIED)
+            reason = copied.reason
+            if region.kind is Kind.SHARED and object_key(region.mapping) in self._plan.shared:
+                reason += _BY_OTHERS
+            return Part(shown, Fate.COPIED, reason, copied.size_bytes, copied.at)
         use = uses.get(start)
         absent = Region(region.mapping, Kind.ABSENT)
         fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
@@ -283,14 +374,47 @@ class Freezing:
         if self._request.copy_all:
             return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
         if use is None:
-            return Part(absent, Fate.ABSENT, f"MADV_DONTFORK, {_TOO_MUCH}")
-        if reason := what_fork_does_not_keep(region, use.flags):
+            return Part(absent, Fate.ABSENT, self._why_kept_out(region))
+        if self._is_steady(region):
+            return Part(Region(region.mapping, Kind.PRIVATE_FILE), Fate.FROZEN)
+        if reason := what_fork_does_not_keep(region, self._flags_in_fork(region, use.flags)):
             if region.kind is Kind.SHARED:
-                return Part(region, Fate.LIVE, f"{reason}, {_TOO_MUCH}")
+                return Part(region, Fate.LIVE, f"{reason}, {self._why_live(region)}")
             return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
         if region.kind is Kind.OPAQUE and region.mapping.shared:
             return Part(region, Fate.LIVE, "a device")
         return Part(region, Fate.FROZEN)
+
+    def _flags_in_fork(self, region: Region, flags: frozenset[bytes]) -> frozenset[bytes]:
+        """*flags* of a VMA that the copy has, but for those that it had not when it was made."""
+        if not flags & FLAGS or self._forked is None:
+            return flags
+        taken = {one.flag for one in self._forked.let_in if one.span == region.span}
+        return flags - {DONTFORK} - taken
+
+    def _why_kept_out(self, region: Region) -> str:
+        if region.kind is Kind.OPAQUE:
+            return "MADV_DONTFORK, memory of a driver"
+        if self._may_be_pinned:
+            return f"MADV_DONTFORK, a device may use it, {_TOO_MUCH}"
+        return f"MADV_DONTFORK, {_TOO_MUCH}"
+
+    def _flags_of_process(
+        self, uses: ReadOnlyDict[int, procfs.MemoryUse]
+    ) -> ReadOnlyDict[int, procfs.MemoryUse]:
+        """What smaps says of the copy, with the flags that the process has: a fork does not lock its memory.
+
+        Of a VMA that the copy lacks, it is what was told of the process.
+        """
+        merged = {**self._known.uses, **uses}
+        for region in self._layout.regions:
+            start = region.span.start
+            known, use = self._known.uses.get(start), uses.get(start)
+            if known is None or use is None or known.flags == use.flags:
+                continue
+            if self._known_layout.at(start) == region:
+                merged[start] = attrs.evolve(use, flags=known.flags)
+        return merged
 
 
 def _is_open_to_its_user(tid: int) -> bool:
@@ -322,67 +446,16 @@ def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
             yield Wanted(region, "fork is not possible")
 
 
-def _wanted(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
+def _wanted(
+    layout: Layout, known: VmaFlags, let_in: frozenset[Withheld], steady: frozenset[ObjectKey]
+) -> Iterator[Wanted]:
     for region in layout.regions:
         use = known.uses.get(region.span.start)
-        reason = what_fork_does_not_keep(region, use.flags if use else frozenset())
+        flags = use.flags if use else frozenset()
+        if flags & FLAGS:
+            flags -= {flag for flag in flags & FLAGS if Withheld(region.span, flag) in let_in}
+        reason = what_fork_does_not_keep(region, flags)
+        if reason == SHARED and object_key(region.mapping) in steady:
+            continue
         if reason:
             yield Wanted(region, reason)
-
-
-def _read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
-    """What a core file tells of the process as a whole; read before the stop, it does not change."""
-    pid = identity.pid
-    try:
-        stat = procfs.read_stat(pid)
-        inside = read_inside(pid)
-        arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
-        # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).
-        core_filter = procfs.read_file(f"/proc/{space.objects_pid}/coredump_filter")
-    except (FileNotFoundError, ProcessLookupError):
-        raise TargetExited(f"process {pid} has ended") from None
-    space.ensure_same_program()
-    return ProcessRecord(
-        pid=inside.pid,
-        parent=inside.parent,
-        group=inside.group,
-        session=inside.session,
-        uid=inside.uid,
-        gid=inside.gid,
-        state=stat.state,
-        nice=stat.nice,
-        flags=stat.flags,
-        comm=stat.comm,
-        arguments=arguments,
-        auxv=auxv,
-        core_filter=int(core_filter or b"0", 16),
-    )
-
-
-def _file_states(space: AddressSpace, layout: Layout, taken_ns: int) -> dict[ObjectKey, FileState]:
-    """How the files are that private mappings show: what the process did not write comes from them.
-
-    One that was written about when the snapshot was taken is left out: no one knows which came first.
-    """
-    states: dict[ObjectKey, FileState] = {}
-    with contextlib.closing(ServedFiles(space)) as served:
-        for region in layout.regions:
-            key = object_key(region.mapping)
-            if region.kind is Kind.PRIVATE_FILE and key not in states:
-                with contextlib.suppress(OSError, RangeUnmapped):
-                    state = _state_of(region, space, served)
-                    if state.mtime_ns < taken_ns - _FILE_CLOCK_NS:
-                        states[key] = state
-    return states
-
-
-def _state_of(region: Region, space: AddressSpace, served: ServedFiles) -> FileState:
-    if region.served:
-        known = served.look(region)
-        return FileState(known.mtime_ns, known.size_bytes)
-    fd = space.open_backing(region.mapping)
-    try:
-        found = os.fstat(fd)
-    finally:
-        os.close(fd)
-    return FileState(found.st_mtime_ns, found.st_size)

@@ -14,7 +14,7 @@ from memfs.linux.pagemap import MOST_RUNS, PageKind, PageRun, Scanner
 from memfs.linux.procfs import Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import FileState
-from memfs.target.layout import Layout, Region
+from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import object_key
 from memfs.target.space import Space, unmapped
 
@@ -35,9 +35,10 @@ class FrozenSpace(Space):
         self.mem = snapshot.copy.mem if snapshot.copy is not None else -1
         self.copied = snapshot.aside
         self._frozen = frozen
-        self._copied_bytes = snapshot.copied_bytes
+        self._parts = snapshot.parts
         self._layout = snapshot.layout
         self._copy = snapshot.copy
+        self._segments = snapshot.segments
         self._snapshot: Snapshot | None = snapshot
 
     def close(self) -> None:
@@ -69,7 +70,10 @@ class FrozenSpace(Space):
         self, span: Span, scanner: Scanner, limit: int = MOST_RUNS, *, files: bool = False
     ) -> Iterator[PageRun]:
         if self._copy is None:
-            yield from _data_runs(self.copied, span)
+            for region in self._layout.over(span):
+                shift = self.copied_shift(region)
+                for run in _data_runs(self.copied, region.span.clip(span).moved(shift)):
+                    yield PageRun(run.span.moved(-shift), run.kind)
             return
         try:
             yield from self._copy.pages(span, scanner, limit, files=files)
@@ -77,7 +81,10 @@ class FrozenSpace(Space):
             raise self._lost() from None
 
     def copied_bytes(self, region: Region) -> int:
-        return self._copied_bytes[region.span.start]
+        return self._parts[region.span.start].copied_bytes
+
+    def copied_shift(self, region: Region) -> int:
+        return self._parts[region.span.start].shift if region.kind is Kind.COPIED else 0
 
     def read_waiting(self, address: int, view: memoryview) -> int:
         raise unmapped(address)  # no one supplies pages to a copy
@@ -91,6 +98,9 @@ class FrozenSpace(Space):
             self._copy.put_back(spans)
 
     def open_backing(self, mapping: Mapping) -> int:
+        held = self._segments.get(mapping.span.start)
+        if held is not None:
+            return os.dup(held)
         if self._copy is None:
             raise unmapped(mapping.span.start)
         return self._copy.open_backing(mapping)
@@ -106,7 +116,8 @@ class FrozenSpace(Space):
             self._copy.ensure_shows(mapping)
 
     def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
-        if mapping.shared:
+        region = self._layout.at(mapping.span.start)
+        if region is not None and region.kind is Kind.SHARED:
             return
         known = self._frozen.files.get(object_key(mapping))
         if known != FileState(mtime_ns, size_bytes):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import attrs
 
+from memfs.snapshot.missing import find_missing
 from memfs.snapshot.values import Frozen
 
 
@@ -25,6 +26,10 @@ def format_info(frozen: Frozen) -> bytes:
         "threads": len(frozen.threads),
         "vmas": len(frozen.parts),
         "bytes": {fate: totals[fate] for fate in ("frozen", "copied", "live", "absent")},
+        "missing": [
+            {"reason": missing.reason, "vmas": missing.vmas, "bytes": missing.size_bytes}
+            for missing in find_missing(frozen.parts)
+        ],
         "mappings": [
             {
                 "start": f"{part.region.span.start:012x}",

@@ -84,7 +84,7 @@ def _reap_stopped(
         process.ensure_same()
         thread = fork.choose_thread(stopped)
         area = restartable.read_area(thread)
-        call_address = looks.run(functools.partial(_find_call, stopped, thread, area), _STEP_S)
+        call_address = looks.run(functools.partial(find_call, stopped, thread, area), _STEP_S)
         if copy is not None:
             take_first_place(copy.pid)
             copy.end()
@@ -100,7 +100,8 @@ def _reap_stopped(
     return True
 
 
-def _find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
+def find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
+    """Where thread *tid* of *stopped* can be made to run a call; it leaves its restartable sequence."""
     pid, architecture = stopped.pid, fork.architecture_of(stopped, tid)
     restartable.leave(tid, area, stopped.registers[tid], architecture)
     mappings = procfs.parse_maps(procfs.read_file(path_of(pid, tid, "maps")))

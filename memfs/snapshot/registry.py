@@ -23,11 +23,14 @@ from memfs.errors import (
     TooMany,
 )
 from memfs.snapshot.history import Times
+from memfs.snapshot.missing import find_missing
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.snapshot.values import Request
 from memfs.snapshot.workers import Workers
 from memfs.target.identity import Identity, identify, read_status
 from memfs.target.origins import Device
+
+log = logging.getLogger(__name__)
 
 MOST_OF_A_PROCESS = 16
 MOST_IN_ALL = 64
@@ -49,17 +52,27 @@ class Snapshots:
         own_device: of the mount.
     """
 
-    def __init__(self, connect: Callable[[], socket.socket], *, copy_bytes: int, fall_back: bool) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        *,
+        copy_bytes: int,
+        fall_back: bool,
+        memory_bytes: int | None = None,
+    ) -> None:
         """Have workers take them.
 
         Args:
             connect: makes a worker, and returns a channel to it, see :meth:`ForkServer.connect`.
             copy_bytes: the most that is copied while a process is stopped.
+            memory_bytes: the most memory that copies may take that are made while it runs; None for a
+                share of what there is.
             fall_back: whether a process that cannot be forked may be copied as a whole instead.
         """
         self.own_device: Device | None = None
         self._workers = Workers(connect)
         self._copy_bytes = copy_bytes
+        self._memory_bytes = memory_bytes
         self._fall_back = fall_back
         self._named: dict[Identity, dict[bytes, Snapshot | None]] = {}
         self._shared: dict[Identity, Snapshot] = {}
@@ -287,11 +300,11 @@ class Snapshots:
         raise AssertionError("the last attempt raises")
 
     def _attempt(self, identity: Identity, stop_s: float, *, copy_all: bool) -> Snapshot:
-        request = Request(identity, self.own_device, self._copy_bytes, copy_all, stop_s)
+        request = Request(identity, self.own_device, self._copy_bytes, self._memory_bytes, copy_all, stop_s)
         patience_s = _WORKER_S + self._copy_bytes * _WORKER_S_PER_BYTE
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             patience_s += read_status(identity.pid).resident_bytes * _WORKER_S_PER_BYTE
-        frozen, aside, hold = self._workers.take(request, patience_s)
+        frozen, descriptors, hold = self._workers.take(request, patience_s)
         if frozen.why_bound and not self._told_of_bound:
             self._told_of_bound = True
             log.warning(
@@ -301,9 +314,17 @@ class Snapshots:
             )
         with self._lock:
             id_ = SnapshotId(identity, next(self._serials))
-        snapshot = Snapshot(id_, frozen, aside, functools.partial(self._workers.let_go, hold), self._forget)
+        let_go = functools.partial(self._workers.let_go, hold)
+        snapshot = Snapshot(id_, frozen, descriptors, let_go, self._forget)
         with self._lock:
             self._held[id_] = snapshot
+        for missing in find_missing(frozen.parts):
+            log.warning(
+                "a snapshot of process %d lacks %d KiB: %s",
+                identity.pid,
+                missing.size_bytes >> 10,
+                missing.reason,
+            )
         return snapshot
 
     def _forget(self, snapshot: Snapshot) -> None:

@@ -36,9 +36,10 @@ class Snapshot:
     Attributes:
         frozen: what is known of it.
         layout: its VMAs, each with the kind that it has in the snapshot.
-        copied_bytes: how much of each VMA was copied, by its start address.
+        parts: its VMAs and their fates, by their start address.
         copy: the address space of the frozen process; None where all was copied.
         aside: descriptor of what was copied.
+        segments: descriptors of System V segments, by the start of the VMA that shows each.
         core: how its core file is laid out, once someone has asked.
         mark: names it for all time and everywhere, so that an image can say of which snapshot it is.
         quiet_files: mapped files that no one can have written to unnoticed since it was made.
@@ -49,11 +50,11 @@ class Snapshot:
         self,
         id_: SnapshotId,
         frozen: Frozen,
-        aside: int,
+        descriptors: list[int],
         let_go: Callable[..., None],
         on_end: Callable[["Snapshot"], None],
     ) -> None:
-        """Take over the descriptor *aside*; *let_go* ends the copy, see :meth:`Workers.let_go`.
+        """Take over *descriptors*, see :meth:`Workers.take`; *let_go* ends the copy.
 
         Raises:
             TargetExited: the copy was killed meanwhile.
@@ -61,8 +62,9 @@ class Snapshot:
         self.id = id_
         self.frozen = frozen
         self.layout = Layout(tuple(part.region for part in frozen.parts))
-        self.copied_bytes = {part.region.span.start: part.copied_bytes for part in frozen.parts}
-        self.aside = aside
+        self.parts = {part.region.span.start: part for part in frozen.parts}
+        self.aside, *held = descriptors
+        self.segments = dict(zip(frozen.segments, held, strict=True))
         self.copy: AddressSpace | None = None
         self.core: CoreLayout | None = None
         self.mark = uuid.uuid4().hex.encode()
@@ -113,7 +115,8 @@ class Snapshot:
         if last:
             if self.copy is not None:
                 self.copy.close()
-            os.close(self.aside)
+            for fd in (self.aside, *self.segments.values()):
+                os.close(fd)
             self._on_end(self)
             self._let_go(wait=wait)
 

@@ -13,7 +13,10 @@ from memfs.target.origins import Device, ObjectKey
 from memfs.target.record import ProcessRecord, ThreadRecord
 
 DEFAULT_COPY_BYTES = 64 << 20
-"""Copied while the process is stopped, at most: some 15 ms of pause."""
+"""Copied while the process is stopped, at most: some 10 ms of pause."""
+
+FILE_CLOCK_NS = 10_000_000
+"""A file's time is that of the last tick of the kernel's clock: two changes within it look like one."""
 
 
 @attrs.frozen
@@ -23,6 +26,8 @@ class Request:
     Attributes:
         own_device: of the mount that asks: what the process maps of it cannot be read.
         copy_bytes: the most that may be copied while the process is stopped, of what fork does not keep.
+        memory_bytes: the most memory that copies may take that are made while the process runs; None for a
+            share of what there is.
         copy_all: copy all of it instead of forking.
         stop_s: how long to wait for its threads to stop.
     """
@@ -30,6 +35,7 @@ class Request:
     identity: Identity
     own_device: Device | None
     copy_bytes: int
+    memory_bytes: int | None
     copy_all: bool
     stop_s: float
 
@@ -68,18 +74,29 @@ class Part:
         region: its kind says where its bytes are to be had.
         reason: why it is not simply frozen; empty where it is.
         copied_bytes: how much of it was copied, from its start.
+        copied_at: where in the copy that begins. VMAs with the same bytes of one object share that.
     """
 
     region: Region
     fate: Fate
     reason: str = ""
     copied_bytes: int = 0
+    copied_at: int = 0
+
+    @property
+    def shift(self) -> int:
+        """What must be added to an address for its place in the copy, of a VMA that was copied."""
+        return self.copied_at - self.region.span.start
 
 
 @attrs.frozen
 class Phases:
-    """How long each step took while the process was stopped, in microseconds."""
+    """How long each step took while the process was stopped, in microseconds.
 
+    *prepare* is a stop of its own, some time before the others: see :mod:`memfs.snapshot.ahead`.
+    """
+
+    prepare: int
     stop: int
     record: int
     copy: int
@@ -114,6 +131,7 @@ class Frozen:
         uses: what smaps says of each VMA of the copy, by its start address.
         fetched: where a userfaultfd supplied missing pages, which no one does now.
         files: the mapped files, as they were just after.
+        segments: where System V segments begin that the copy has let go of: descriptors show them.
         why_bound: why the copy stays in a cgroup whose processes are killed with it; empty where it does not.
     """
 
@@ -132,4 +150,5 @@ class Frozen:
     uses: ReadOnlyDict[int, MemoryUse]
     fetched: tuple[Span, ...]
     files: ReadOnlyDict[ObjectKey, FileState]
+    segments: tuple[int, ...]
     why_bound: str = ""

@@ -49,9 +49,10 @@ def work(channel: socket.socket) -> None:
     freezing = None
     try:
         freezing = Freezing(request)
-        frozen, aside = freezing.run()
-        wire.send(channel, frozen, [aside])
-        os.close(aside)
+        frozen, descriptors = freezing.run()
+        wire.send(channel, frozen, descriptors)
+        for fd in descriptors:
+            os.close(fd)
         _await_end(channel, freezing)
     except ConnectionError:
         pass

@@ -56,8 +56,10 @@ class Workers:
         self._changed = threading.Condition()
         self._epoll: select.epoll | None = None
 
-    def take(self, request: Request, patience_s: float) -> tuple[Frozen, int, Hold]:
-        """Have a snapshot taken: what is known of it, what was copied aside, and who holds it.
+    def take(self, request: Request, patience_s: float) -> tuple[Frozen, list[int], Hold]:
+        """Have a snapshot taken: what is known of it, its descriptors, and who holds it.
+
+        See :meth:`memfs.snapshot.freeze.Freezing.run` for the descriptors.
 
         Raises:
             TargetBusy: another worker is at that process for too long, or this one is.
@@ -77,7 +79,7 @@ class Workers:
             self._watch(hold, ends=True)
             raise
 
-    def _ask(self, hold: Hold, request: Request, patience_s: float) -> tuple[Frozen, int]:
+    def _ask(self, hold: Hold, request: Request, patience_s: float) -> tuple[Frozen, list[int]]:
         pid = request.identity.pid
         try:
             hold.channel.settimeout(patience_s)
@@ -96,7 +98,7 @@ class Workers:
         hold.copy_number = answer.copy_number
         self._watch(hold, ends=False)
         self._end_turn(request.identity)
-        return answer, descriptors[0]
+        return answer, descriptors
 
     def let_go(self, hold: Hold, *, wait: bool = False) -> None:
         """Have the worker take its copy back, soon; or before this returns, with *wait*."""

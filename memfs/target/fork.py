@@ -14,19 +14,22 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import procfs, ptrace
+from memfs.linux import procfs, ptrace, userfaultfd
 from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork
+from memfs.linux.syscalls import borrow_descriptor
+from memfs.target import withheld
 from memfs.target.identity import path_of
 from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
+from memfs.target.withheld import Beginning, Withheld
 
 _CLONE_VM = 0x100  # <linux/sched.h>
 _CLONE_FS = 0x200
@@ -35,7 +38,6 @@ _CLONE_PARENT = 0x8000
 _HELPER_FLAGS = _CLONE_VM | _CLONE_FS | _CLONE_FILES
 _CLOSE_RANGE_UNSHARE = 2
 _ALL_DESCRIPTORS = 0xFFFF_FFFF
-_FIRST_TO_BE_KILLED = b"1000"
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _DUMPABLE = 1
 
@@ -77,10 +79,33 @@ class Means:
     patience_s: float
 
 
-def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
+@attrs.frozen
+class Forked:
+    """A frozen copy.
+
+    Attributes:
+        let_in: memory that the process keeps out of its forks, and that is in this one.
+        parent: the thread that it was made by; :meth:`Injection.beside` has the copy itself run calls.
+    """
+
+    copy: Tracee
+    let_in: tuple[Withheld, ...]
+    parent: Injection
+
+
+def fork_copy(
+    stopped: StoppedProcess,
+    means: Means,
+    wanted: Iterable[Withheld],
+    beginning: Beginning,
+    *,
+    hide: bool,
+) -> Forked:
     """Make a frozen copy of *stopped*. We are its tracer, and it ends when we do.
 
     Args:
+        wanted: what is to be in it, too, although the process keeps it out of its forks.
+        beginning: looks at what is mapped.
         hide: have the copy closed to its own user: no one without CAP_SYS_PTRACE can read, write or
             trace it then (PR_SET_DUMPABLE, ptrace(2)). The process itself must be dumpable.
 
@@ -89,18 +114,32 @@ def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
         TargetStuck: a step of it takes too long.
         TargetExited: it was killed meanwhile.
     """
-    pid = stopped.pid
+    with (
+        explained(stopped.pid),
+        _running(stopped, means, Option.EXIT_KILL) as injection,
+        may_fork(means.thread),
+    ):
+        if hide:
+            _close_to_others(injection)
+        let_in = withheld.let_in(injection, wanted, beginning)
+        helper = Tracee(injection.clone(_HELPER_FLAGS))
+        try:
+            stopped.hurry(helper.pid)
+            helper.await_birth(means.patience_s)
+            return _copy_by(helper, injection, stopped, means.patience_s, let_in)
+        finally:
+            injection.give_up(helper)
+
+
+@contextlib.contextmanager
+def explained(pid: int) -> Iterator[None]:
+    """Say in a sentence why process *pid*, or a copy of it, does not run the calls of a snapshot.
+
+    Raises:
+        CannotFreeze, TargetStuck, TargetExited: instead of what is raised in it.
+    """
     try:
-        with _running(stopped, means, Option.EXIT_KILL) as injection, may_fork(means.thread):
-            if hide:
-                _close_to_others(injection)
-            helper = Tracee(injection.clone(_HELPER_FLAGS))
-            try:
-                stopped.hurry(helper.pid)
-                helper.await_birth(means.patience_s)
-                return _copy_by(helper, injection, stopped, means.patience_s)
-            finally:
-                injection.give_up(helper)
+        yield
     except Killed:
         raise TargetExited(f"process {pid} was killed meanwhile") from None
     except Diverted:
@@ -119,6 +158,26 @@ def fork_copy(stopped: StoppedProcess, means: Means, *, hide: bool) -> Tracee:
         raise CannotFreeze(
             f"process {pid} cannot be forked ({error.strerror})", _MENDS.get(number, ""), cause=number
         ) from None
+
+
+def make_userfaultfd(stopped: StoppedProcess, means: Means) -> int:
+    """Have *stopped* make a userfaultfd of its address space; returns a descriptor of ours.
+
+    It has no descriptor of it itself, not for a moment: a helper makes it that has left its descriptors.
+
+    Raises:
+        OSError, Killed, Diverted, TimeoutError: it could not.
+    """
+    with _running(stopped, means, Option.EXIT_KILL) as injection:
+        helper = Tracee(injection.clone(_HELPER_FLAGS))
+        try:
+            stopped.hurry(helper.pid)
+            helper.await_birth(means.patience_s)
+            beside = injection.beside(helper.pid, extra=Option.EXIT_KILL)
+            beside.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
+            return borrow_descriptor(helper.pid, beside.call(Call.USERFAULTFD, userfaultfd.CREATE_FLAGS))
+        finally:
+            injection.give_up(helper)
 
 
 def _close_to_others(injection: Injection) -> None:
@@ -198,26 +257,25 @@ def architecture_of(stopped: StoppedProcess, thread: int) -> Architecture:
     return architecture
 
 
-def _copy_by(helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float) -> Tracee:
+def _copy_by(
+    helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float, let_in: list[Withheld]
+) -> Forked:
     injection = parent.beside(helper.pid, extra=Option.EXIT_KILL)
     injection.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
     injection.call(Call.SETSID)
-    copy = Tracee(injection.clone(_CLONE_PARENT))
+    try:
+        copy = Tracee(injection.clone(_CLONE_PARENT))
+    except OSError as error:
+        if error.errno != errno.ENOMEM or not let_in:
+            raise
+        # More memory is promised than there may be (vm.overcommit_memory): the process may count on that.
+        withheld.keep_out(injection, let_in)
+        let_in = []
+        copy = Tracee(injection.clone(_CLONE_PARENT))
     try:
         stopped.hurry(copy.pid)
         copy.await_birth(patience_s)
     except BaseException:
         parent.give_up(copy)
         raise
-    return copy
-
-
-def settle(copy: Tracee) -> None:
-    """What is to be done of a copy once the target goes on.
-
-    Memory short, it goes before anyone else. All that it ever runs is its own end, which is not urgent.
-    """
-    with contextlib.suppress(OSError), open(f"/proc/{copy.pid}/oom_score_adj", "wb") as file:
-        file.write(_FIRST_TO_BE_KILLED)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(copy.pid, os.SCHED_OTHER, os.sched_param(0))
+    return Forked(copy, tuple(let_in), parent)

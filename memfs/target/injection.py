@@ -96,6 +96,11 @@ class Injection:
             self._dispatch = _switch_dispatch_off(tid)
             ptrace.set_signal_mask(tid, _ALL_SIGNALS)
 
+    @property
+    def reach(self) -> int:
+        """Where the addresses end that its calls can have."""
+        return self._architecture.reach
+
     def beside(self, tid: int, *, extra: Option) -> "Injection":
         """The same for another thread, which stands still, with the registers that it has now."""
         with _killed_if_gone():
@@ -118,6 +123,10 @@ class Injection:
         """
         self._deferred.append((call, arguments))
 
+    def forget(self, call: Call, *arguments: int) -> None:
+        """Do not run a call any more that was deferred."""
+        self._deferred.remove((call, arguments))
+
     def give_up(self, child: Tracee) -> None:
         """End a child that the thread was made to have, and have the thread reap it in the end."""
         child.end()
@@ -136,9 +145,9 @@ class Injection:
             if not self._between_calls:
                 self._come_to_rest()
             while self._deferred:
-                deferred = self._deferred.pop()
-                if not self._try_again_and_again(*deferred):
-                    self.undone.append(deferred)
+                if not self._try_again_and_again(*self._deferred[-1]):
+                    self.undone.append(self._deferred[-1])
+                self._deferred.pop()
             self._come_to_rest()
             ptrace.set_registers(self.tid, self._registers)
             ptrace.set_signal_mask(self.tid, self._mask)
@@ -149,12 +158,15 @@ class Injection:
 
     def _try_again_and_again(self, call: Call, arguments: tuple[int, ...]) -> bool:
         for _ in range(_TRIES):
-            with contextlib.suppress(OSError):
-                try:
-                    self.call(call, *arguments)
-                except Diverted:
-                    self._come_to_rest()
-                    continue
+            try:
+                self.call(call, *arguments)
+            except Diverted:
+                self._come_to_rest()
+                continue
+            except TimeoutError:
+                raise
+            except OSError:
+                pass
             return True
         return False
 

@@ -355,6 +355,19 @@ class AddressSpace(Space):
             if mapping.span.clip(span):
                 yield mapping
 
+    def beginning(self, addresses: list[int]) -> frozenset[int]:
+        """Those of *addresses* at which a VMA begins.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+        wanted = frozenset(addresses)
+        if not self._queries:
+            return wanted.intersection(found.span.start for found in procfs.parse_maps(self.maps_text()))
+        return wanted.intersection(
+            found.span.start for at in addresses for found in self.mappings_over(Span(at, at + 1))
+        )
+
     def _query_over(self, span: Span, paths: bool) -> Iterator[Mapping]:
         query = procfs.MappingQuery(self._maps, paths=paths)
         at = span.start

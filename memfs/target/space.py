@@ -22,7 +22,7 @@ class Space(abc.ABC):
         identity: the process.
         stat: where its heap, its stack and its code begin.
         mem: a descriptor in which the byte at each address lies at that offset.
-        copied: the same for what was copied out of it, Kind.COPIED; -1 where nothing was.
+        copied: descriptor of what was copied out of it, Kind.COPIED; -1 where nothing was.
     """
 
     waits: ClassVar[bool]
@@ -112,6 +112,10 @@ class Space(abc.ABC):
     def copied_bytes(self, region: Region) -> int:
         """How much of *region*, which is Kind.COPIED, was copied from its start; the rest cannot be read."""
         return region.span.size
+
+    def copied_shift(self, region: Region) -> int:  # noqa: ARG002 nothing is copied of a running process
+        """What must be added to an address in *region*, which is Kind.COPIED, for its offset in `copied`."""
+        return 0
 
     def read_present(self, address: int, view: memoryview) -> bool:
         """Copy pages that are known to be there; False where *view* must be filled in some other way."""

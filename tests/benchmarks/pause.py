@@ -44,8 +44,11 @@ _CRIU = "criu dump"
 _CRIU_LOG = "log"
 _NOTHING = "nothing, 0.5 s"
 _QUARTERS = 4
-_REQUIRED_OF = Shape(4 * _GIB, Pages.SMALL, 1)
-_REQUIRED = (AtLeast(_GCORE, 40), AtMost(_FORK, 1.3))
+_SHARED = Shape(2 * _GIB, Pages.SHARED, 1)
+_REQUIRED = {
+    Shape(4 * _GIB, Pages.SMALL, 1): (AtLeast(_GCORE, 40), AtMost(_FORK, 1.3)),
+    _SHARED: (AtMost(_FORK, 1.5),),
+}
 
 
 @attrs.frozen
@@ -176,8 +179,13 @@ def _fork(target: StoppedTarget) -> Sample:
     return Sample(target.fork_s())
 
 
-def measure_pauses(bench: Bench, shape: Shape, target: StoppedTarget, rounds: int) -> tuple[Result, Result]:
-    """All who dump *target*, by turns, each once before that; their pauses, and their times."""
+def measure_pauses(
+    bench: Bench, shape: Shape, target: StoppedTarget, forks: StoppedTarget, rounds: int
+) -> tuple[Result, Result]:
+    """All who dump *target*, by turns, each once before that; their pauses, and their times.
+
+    *forks* is the process whose fork they are held against.
+    """
     actions = {name: act for name, act in _ACTIONS.items() if bench.criu_works or name != _CRIU}
     pauses: dict[str, list[Sample]] = {name: [] for name in (*actions, _FORK, _NOTHING)}
     totals: dict[str, list[Sample]] = {name: [] for name in actions}
@@ -190,11 +198,11 @@ def measure_pauses(bench: Bench, shape: Shape, target: StoppedTarget, rounds: in
             if measured:
                 pauses[name].append(found.pause)
                 totals[name].append(found.total)
-        forked, idle = _fork(target), _dump(bench, target, _nothing)
+        forked, idle = _fork(forks), _dump(bench, target, _nothing)
         if measured:
             pauses[_FORK].append(forked)
             pauses[_NOTHING].append(idle.pause)
-    required = _REQUIRED if shape == _REQUIRED_OF else ()
+    required = _REQUIRED.get(shape, ())
     return (
         Measured(f"pause, {shape}", Unit.TIME, pauses, required),
         Measured(f"all of it, {shape}", Unit.TIME, totals, ()),
@@ -281,18 +289,27 @@ class Outcome:
 
 def _shapes(*, quick: bool) -> list[Shape]:
     sizes = _QUICK_SIZES if quick else _SIZES
-    return [Shape(size, pages, threads) for size in sizes for pages in Pages for threads in _THREADS]
+    private = (Pages.SMALL, Pages.HUGE)
+    shapes = [Shape(size, pages, threads) for size in sizes for pages in private for threads in _THREADS]
+    return [*shapes, attrs.evolve(_SHARED, size_bytes=_QUICK_SIZES[0]) if quick else _SHARED]
 
 
 def _measure(bench: Bench, shape: Shape, rounds: int, outcome: Outcome) -> None:
-    needed = 2 * shape.size_bytes + _SPARE_BYTES
+    needed = (3 if shape.pages is Pages.SHARED else 2) * shape.size_bytes + _SPARE_BYTES
     if available_bytes() < needed:
         raise CommandFailed(f"needs {needed / _GIB:.0f} GiB of free memory")
     with StoppedTarget(bench.program, bench.directory / "control", shape) as target:
         huge_bytes = target.smaps_bytes("AnonHugePages")
         if (shape.pages is Pages.HUGE) != (huge_bytes >= shape.size_bytes * 0.95):
             raise CommandFailed(f"{huge_bytes} bytes of the target are huge pages")
-        outcome.results += measure_pauses(bench, shape, target, rounds)
+        if (
+            shape.pages is Pages.SHARED
+        ):  # a fork copies none of it: what counts is that of as much private memory
+            private = attrs.evolve(shape, pages=Pages.SMALL)
+            with StoppedTarget(bench.program, bench.directory / "private", private) as forks:
+                outcome.results += measure_pauses(bench, shape, target, forks, rounds)
+            return
+        outcome.results += measure_pauses(bench, shape, target, target, rounds)
         if shape.threads == 1:
             outcome.aftermath[str(shape)] = measure_aftermath(bench, shape, target)
 

@@ -1,10 +1,11 @@
 /*
  * The process that is stopped: one thread of it writes down how long it was not running.
  *
- * Usage: pause_target CONTROL SIZE_BYTES 4k|huge THREADS
+ * Usage: pause_target CONTROL SIZE_BYTES 4k|huge|shared THREADS
  *
- * It fills SIZE_BYTES of private memory and starts THREADS - 1 threads that wait. The first thread then looks
- * at the clock for ever; the longest time between two looks is the longest pause that it had. It is spoken to
+ * It fills SIZE_BYTES of private memory, or of shared memory of 4 KiB pages, and starts THREADS - 1 threads that wait. The first thread then looks
+ * at the clock for ever, and every 50 us writes to a page of shared memory; the longest time between two looks is
+ * the longest pause that it had. It is spoken to
  * through the file CONTROL, which it maps, so that it has no pipe and no terminal. Knows nothing of memfs.
  */
 
@@ -23,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, HUGE_PAGE = 2 << 20 };
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20, WRITE_EVERY_NS = 50000, STEP_PAGES = 4099 };
 enum command { RESET = 1, FORK, WRITE };
 
 struct control {
@@ -87,9 +88,10 @@ int main(int count, char **arguments)
     if (count != 5)
         return 2;
     int file = open(arguments[1], O_RDWR), huge = !strcmp(arguments[3], "huge"), threads = atoi(arguments[4]);
-    uint64_t size = strtoull(arguments[2], NULL, 10), before, now;
+    int shared = !strcmp(arguments[3], "shared"), sharing = shared ? MAP_SHARED : MAP_PRIVATE;
+    uint64_t size = strtoull(arguments[2], NULL, 10), before, now, written = 0, at = 0;
     struct control *control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    char *memory = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *memory = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
     if (control == MAP_FAILED || memory == MAP_FAILED)
         return 1;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -106,6 +108,12 @@ int main(int count, char **arguments)
     atomic_store(&control->done, 1);
     for (before = now_ns();; before = now) {
         now = now_ns();
+        if (shared && now - written > WRITE_EVERY_NS) {
+            memory[at] = 2;
+            at = (at + STEP_PAGES * (uint64_t)PAGE) % size;
+            written = now;
+            now = now_ns();
+        }
         if (now - before > control->longest_ns)
             control->longest_ns = now - before;
         if (atomic_load(&control->wanted) > atomic_load(&control->done)) {

@@ -16,10 +16,14 @@ LARGE_COPY_BYTES = 1 << 30
 
 
 @contextmanager
-def snapshots(*, copy_bytes: int = DEFAULT_COPY_BYTES, fall_back: bool = False) -> Iterator[Snapshots]:
+def snapshots(
+    *, copy_bytes: int = DEFAULT_COPY_BYTES, memory_bytes: int | None = None, fall_back: bool = False
+) -> Iterator[Snapshots]:
     """A registry whose workers end with the ``with`` block."""
     server = ForkServer()
-    registry = Snapshots(server.connect, copy_bytes=copy_bytes, fall_back=fall_back)
+    registry = Snapshots(
+        server.connect, copy_bytes=copy_bytes, memory_bytes=memory_bytes, fall_back=fall_back
+    )
     try:
         yield registry
     finally:

@@ -108,35 +108,14 @@ def test_what_the_process_writes_afterwards_is_not_in_it(
         assert target.mapping(kind).expected(0, PAGE) == fill(before.start, PAGE, NEW)
 
 
-@pytest.mark.parametrize("advice", ["dontfork", "wipeonfork"])
-def test_what_fork_would_leave_out_is_copied(registry: Snapshots, tmp_path: Path, advice: str) -> None:
-    with Target("private-full", directory=tmp_path) as target:
-        mapping = target.mapping("private-full")
-        target.madvise(mapping.start, mapping.length, advice)
-        snapshot = take(registry, target.pid)
-        part = part_of(snapshot, mapping)
-        assert (part.fate, part.reason) == (Fate.COPIED, f"MADV_{advice.upper()}")
-        target.write(mapping.start, mapping.length, NEW)
-        assert read(snapshot, mapping.span) == mapping.expected(0, mapping.length)
-
-
-def test_beyond_the_limit_shared_memory_is_live_and_what_fork_leaves_out_is_absent(tmp_path: Path) -> None:
+def test_beyond_the_limit_shared_memory_is_live(tmp_path: Path) -> None:
     with (
-        snapshots(copy_bytes=MIB // 2) as registry,
-        Target("private-full", "private-runs", "shared-anon", directory=tmp_path) as target,
+        snapshots(copy_bytes=MIB // 2, memory_bytes=0) as registry,
+        Target("shared-anon", directory=tmp_path) as target,
     ):
-        dontfork, wiped, shared = map(target.mapping, ("private-full", "private-runs", "shared-anon"))
-        target.write(wiped.start, wiped.length, 1)
+        shared = target.mapping("shared-anon")
         target.write(shared.start, shared.length, 1)
-        target.madvise(dontfork.start, dontfork.length, "dontfork")
-        target.madvise(wiped.start, wiped.length, "wipeonfork")
         snapshot = take(registry, target.pid)
-        for mapping, reason in ((dontfork, "MADV_DONTFORK"), (wiped, "MADV_WIPEONFORK")):
-            part = part_of(snapshot, mapping)
-            assert part.fate is Fate.ABSENT
-            assert part.reason == f"{reason}, and more than snapshot_copy allows"
-            with pytest.raises(RangeUnmapped):
-                read(snapshot, Span(mapping.start, mapping.start + PAGE))
         assert part_of(snapshot, shared).fate is Fate.LIVE
         target.write(shared.start, shared.length, NEW)
         assert read(snapshot, shared.span) == fill(shared.start, shared.length, NEW)
@@ -274,7 +253,7 @@ def test_a_process_that_is_traced_already_is_busy(registry: Snapshots, tmp_path:
 
 
 @contextmanager
-def _program(source: str, user: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def running(source: str, user: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A Python program that prints a number first; it is killed in the end."""
     with subprocess.Popen(
         ["/usr/bin/python3", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user
@@ -300,7 +279,7 @@ os.read(0, 1)
 
 def test_a_thread_that_does_not_come_out_of_the_kernel_is_given_up_in_time(registry: Snapshots) -> None:
     """It waits, as vfork(2) does, where only SIGKILL can reach it."""
-    with _program(_VFORKS) as (program, _):
+    with running(_VFORKS) as (program, _):
         begun = time.monotonic()
         with pytest.raises(TargetStuck) as error:
             take(registry, program.pid)
@@ -340,7 +319,7 @@ os.read(0, 1)
 
 
 def test_a_seccomp_filter_does_not_see_the_fork(registry: Snapshots) -> None:
-    with _program(_SECCOMP) as (program, cloned):
+    with running(_SECCOMP) as (program, cloned):
         assert cloned == -1, "the filter does not work"
         snapshot = take(registry, program.pid)
         assert snapshot.frozen.copy is not None
@@ -358,7 +337,7 @@ os.read(0, 1)
 
 
 def test_where_fork_is_refused_the_error_says_why_and_a_copy_can_be_had_instead() -> None:
-    with _program(_HOLDS, user=NOBODY) as (program, address):
+    with running(_HOLDS, user=NOBODY) as (program, address):
         with snapshots() as registry, pytest.raises(CannotFreeze) as error:
             take(registry, program.pid)
         assert error.value.cause == 11  # EAGAIN

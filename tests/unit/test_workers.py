@@ -30,7 +30,7 @@ class Made:
         self.ends.append(theirs)
         return ours
 
-    def taking(self, pool: ThreadPoolExecutor, workers: Workers) -> Future[tuple[Frozen, int, Hold]]:
+    def taking(self, pool: ThreadPoolExecutor, workers: Workers) -> Future[tuple[Frozen, list[int], Hold]]:
         """Begin to take a snapshot; returns when one more worker was asked for."""
         before = len(self.ends)
         request = _values(Request, identity=identify(os.getpid()))
@@ -74,13 +74,13 @@ def test_a_copy_is_taken_back_after_the_snapshot_that_is_being_taken() -> None:
     with ThreadPoolExecutor() as pool:
         taking = made.taking(pool, workers)
         _answer(made.ends[0])
-        _, aside, first = taking.result()
+        _, (aside,), first = taking.result()
         os.close(aside)
         taking = made.taking(pool, workers)
         workers.let_go(first)
         assert not _is_told_to_end(made.ends[0]), "the second worker may be stopping the process just now"
         _answer(made.ends[1])
-        _, aside, second = taking.result()
+        _, (aside,), second = taking.result()
         os.close(aside)
         assert made.ends[0].recv(1) == b""
         for worker, hold in zip(made.ends, (first, second), strict=True):
@@ -94,7 +94,7 @@ def test_a_copy_that_is_let_go_after_its_worker_was_killed_leaves_the_turn_to_ot
     with ThreadPoolExecutor() as pool:
         taking = made.taking(pool, workers)
         _answer(made.ends[0])
-        _, aside, first = taking.result()
+        _, (aside,), first = taking.result()
         os.close(aside)
         taking = made.taking(pool, workers)
         workers.let_go(first)
@@ -109,6 +109,6 @@ def test_a_copy_that_is_let_go_after_its_worker_was_killed_leaves_the_turn_to_ot
         made.ends[1].close()
         taking = made.taking(pool, workers)
         _answer(made.ends[3])
-        _, aside, last = taking.result()
+        _, (aside,), last = taking.result()
         os.close(aside)
         _end(workers, made.ends[3], last)

@@ -1,0 +1,83 @@
+"""Which VMAs a process is made to let into a fork: by what the kernel's flags say of them."""
+
+import pytest
+
+from memfs.linux.procfs import Access, Mapping, MemoryUse
+from memfs.linux.span import PAGE_BYTES, Span
+from memfs.target.layout import Kind, Layout, Region
+from memfs.target.withheld import MOST, Withheld, find_withheld
+
+_WRITABLE = frozenset((b"rd", b"wr", b"mr", b"mw", b"me"))
+_DEVICE = (1, 5)
+
+
+def _region(number: int, kind: Kind, pages: int = 4, path: bytes = b"") -> Region:
+    start = (16 * number + 16) * PAGE_BYTES
+    backed = kind in (Kind.PRIVATE_FILE, Kind.SHARED, Kind.UNREADABLE)
+    access = Access.READ | Access.WRITE | (Access.SHARED if kind is Kind.SHARED else Access(0))
+    span = Span(start, start + pages * PAGE_BYTES)
+    return Region(Mapping(span, access, 0, _DEVICE if backed else (0, 0), 1 if backed else 0, path), kind)
+
+
+def _uses(*found: tuple[Region, set[bytes]]) -> dict[int, MemoryUse]:
+    return {
+        region.span.start: MemoryUse(region.span.start, 0, 0, _WRITABLE | flags) for region, flags in found
+    }
+
+
+@pytest.mark.parametrize("flag", [b"dc", b"wf"])
+@pytest.mark.parametrize("kind", [Kind.ANONYMOUS, Kind.PRIVATE_FILE, Kind.SHARED])
+def test_memory_with_the_flag_is_found(kind: Kind, flag: bytes) -> None:
+    region = _region(0, kind)
+    layout = Layout((region,))
+    assert find_withheld(layout, layout, _uses((region, {flag}))) == [Withheld(region.span, flag)]
+    assert not find_withheld(layout, layout, _uses((region, set())))
+
+
+@pytest.mark.parametrize("flag", [b"io", b"pf", b"mm", b"de", b"dp", b"sl"])
+def test_what_the_kernel_would_not_let_be_undone_is_left_alone(flag: bytes) -> None:
+    region = _region(0, Kind.ANONYMOUS)
+    layout = Layout((region,))
+    assert not find_withheld(layout, layout, _uses((region, {b"dc", flag})))
+
+
+def test_drivers_segments_and_single_pages_are_left_alone() -> None:
+    regions = (
+        _region(0, Kind.OPAQUE),
+        _region(1, Kind.UNREADABLE),
+        _region(2, Kind.SHARED, path=b"/SYSV00000000 (deleted)"),
+        _region(3, Kind.ANONYMOUS, pages=1),
+    )
+    layout = Layout(regions)
+    assert not find_withheld(layout, layout, _uses(*((region, {b"dc"}) for region in regions)))
+
+
+@pytest.mark.parametrize("flag", [b"io", b"pf"])
+def test_beside_registers_of_a_device_nothing_is_let_in_since_it_may_have_pinned_it(flag: bytes) -> None:
+    memory, registers = _region(0, Kind.ANONYMOUS), _region(1, Kind.UNREADABLE, path=b"/dev/vfio/1")
+    layout = Layout((memory, registers))
+    uses = _uses((memory, {b"dc"}), (registers, {b"dc", flag}))
+    assert not find_withheld(layout, layout, uses)
+
+
+def test_what_was_mapped_since_is_asked_only_where_there_is_such_memory() -> None:
+    old, new, heap = (
+        _region(0, Kind.ANONYMOUS),
+        _region(1, Kind.ANONYMOUS),
+        _region(2, Kind.ANONYMOUS, path=b"[heap]"),
+    )
+    before, now = Layout((old,)), Layout((old, new, heap))
+    assert not find_withheld(now, before, _uses((old, {b"wf"})))[1:]
+    assert find_withheld(now, before, _uses((old, {b"dc"}))) == [
+        Withheld(old.span, b"dc"),
+        Withheld(new.span, b"dc"),
+    ]
+
+
+def test_of_too_many_the_largest_are_taken() -> None:
+    regions = tuple(_region(number, Kind.ANONYMOUS, pages=2 + number % 9) for number in range(2 * MOST))
+    layout = Layout(regions)
+    found = find_withheld(layout, layout, _uses(*((region, {b"dc"}) for region in regions)))
+    assert len(found) == MOST
+    left = {region.span for region in regions} - {one.span for one in found}
+    assert min(one.span.size for one in found) >= max(span.size for span in left)
