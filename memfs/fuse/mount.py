@@ -23,6 +23,7 @@ from memfs.fuse.options import MountOptions, SpliceMode
 from memfs.fuse.service import Service
 from memfs.fuse.switch import Switch
 from memfs.image.source import MAX_READ_BYTES
+from memfs.linux.arenas import use_one_arena
 from memfs.linux.mountinfo import Mount
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.syscalls import vmsplice_shares_pages
@@ -52,6 +53,7 @@ def serve(directory: int, mountpoint: Path, options: MountOptions, answering: Ca
         CannotMount: the kernel or fusermount3 refuses.
     """
     _allow_many_files()
+    use_one_arena()
     _defer_end()
     server = ForkServer()  # first of all: nothing is open yet, and there is one thread
     try:
