@@ -11,6 +11,7 @@ not every byte came out of the open mm itself is looked at again, after it was r
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 from memfs.errors import RangeUnmapped
 from memfs.image.objects import Objects, find_in_file, to_file
@@ -210,37 +211,50 @@ class Memory(Source):
             self._add_object(region, Span(at, part.end), scanner, found)
 
     def _add_object(self, region: Region, part: Span, scanner: Scanner, found: list[Piece]) -> None:
-        """The bytes of *part* as the mapped object has them; at its end there is a page to think of.
+        """The bytes of *part* as the mapped object has them; behind its end there are zeros.
 
-        Behind the end of the file that page reads as zeros, or as what someone wrote there through a
-        mapping: then it is in the page cache only, and seen only through the target.
+        In the page in which it ends there may also be what someone wrote there through a mapping: then it
+        is in the page cache only, and seen only through the target. So are pages that follow: before Linux
+        6.18 a huge page of tmpfs was mapped whole, wherever in it the file ended.
         """
-        fd = self._objects.open(region)
-        if fd < 0 or self._space.is_fetched(part):
-            found.append(self._memory(part) if fd < 0 else self._fetched(part))
+        fd, end = self._objects.open(region), self._objects.end(region)
+        if end is None:
+            for span, kind in self._kinds(part, scanner):
+                found.append(_zeros(span.size) if kind is PageKind.EMPTY else self._memory(span))
+            return
+        if self._space.is_fetched(part):
+            found.append(self._fetched(part))
             return
         into_file = to_file(region.mapping)
-        backing = os.fstat(fd)
-        self._space.ensure_unchanged(region.mapping, backing.st_mtime_ns, backing.st_size)
-        file_end = backing.st_size - into_file
-        last_page = Span(file_end, file_end).page_aligned()
-        at = min(part.end, max(part.start, last_page.start))
+        at = min(part.end, max(part.start, end & -PAGE_BYTES))
         if at > part.start:
             found.append(Piece(at - part.start, fd, part.start + into_file, cached=True))
-        tail = Span(at, min(part.end, max(at, last_page.end)))
-        if tail and any(run.held for run in self._space.pages(last_page, scanner, 1)):
-            found.append(self._memory(tail))
-        elif tail:
-            held_end = min(tail.end, max(tail.start, file_end))
-            if held_end > tail.start:
-                found.append(Piece(held_end - tail.start, fd, tail.start + into_file, cached=True))
-            if held_end < tail.end:
-                found.append(_zeros(tail.end - held_end))
-        if tail.end < part.end:
-            raise unmapped(tail.end)
+        for span, kind in self._kinds(Span(at, part.end), scanner):
+            if kind in (PageKind.OWN, PageKind.FILE):
+                found.append(self._memory(span))
+                continue
+            inside_end = min(span.end, max(span.start, end))
+            if inside_end > span.start:
+                found.append(Piece(inside_end - span.start, fd, span.start + into_file, cached=True))
+            if inside_end < span.end:
+                found.append(_zeros(span.end - inside_end))
+
+    def _kinds(self, part: Span, scanner: Scanner) -> Iterator[tuple[Span, PageKind]]:
+        """*part*, cut by what the page tables say of its pages."""
+        at = part.start
+        for run in self._space.pages(part.page_aligned(), scanner) if part else ():
+            span = run.span.clip(part)
+            if not span:
+                continue
+            if span.start > at:
+                yield Span(at, span.start), PageKind.UNTOUCHED
+            yield span, run.kind
+            at = span.end
+        if at < part.end:
+            yield Span(at, part.end), PageKind.UNTOUCHED
 
     def readable_bytes(self, region: Region, scanner: Scanner) -> int:
-        """How many bytes of *region*, from its start, can be read: a file may end, a page be missing."""
+        """How many bytes of *region*, from its start, can be read: a file may be gone, a page be missing."""
         span = region.span
         if region.kind in (Kind.ABSENT, Kind.UNREADABLE):
             return 0
@@ -248,15 +262,12 @@ class Memory(Source):
             return self._space.copied_bytes(region)
         if self._space.is_fetched(span) and not self._space.waits:
             return self._held_bytes(span, scanner)
-        if region.kind not in (Kind.SHARED, Kind.PRIVATE_FILE):
-            return span.size
-        try:
-            size_bytes = self._size_of(region)
-        except RangeUnmapped:
-            return self._held_bytes(span, scanner) if region.served else 0
-        if size_bytes is None:
-            return span.size
-        return Span(span.start, size_bytes - to_file(region.mapping)).page_aligned().clip(span).size
+        if region.kind in (Kind.SHARED, Kind.PRIVATE_FILE):
+            try:
+                self._objects.end(region)
+            except RangeUnmapped:
+                return self._held_bytes(span, scanner) if region.served else 0
+        return span.size
 
     def _held_bytes(self, span: Span, scanner: Scanner) -> int:
         """How many bytes of *span*, from its start, the page tables hold."""
@@ -266,24 +277,6 @@ class Memory(Source):
                 break
             at = run.span.end
         return at - span.start
-
-    def _size_of(self, region: Region) -> int | None:
-        """The size of the object of *region*; None where it cannot be opened.
-
-        Raises:
-            RangeUnmapped: it has not the bytes any more that it should show, or does not answer.
-        """
-        if region.served:
-            state = self._objects.served.look(region)
-            mtime_ns, size_bytes = state.mtime_ns, state.size_bytes
-        else:
-            fd = self._objects.open(region)
-            if fd < 0:
-                return None
-            found = os.fstat(fd)
-            mtime_ns, size_bytes = found.st_mtime_ns, found.st_size
-        self._space.ensure_unchanged(region.mapping, mtime_ns, size_bytes)
-        return size_bytes
 
     def has_own_pages(self, region: Region, scanner: Scanner) -> bool:
         """Whether the process has written to *region*, which is private."""
@@ -334,7 +327,24 @@ class Memory(Source):
             return self._space.read_waiting(address, view)
         # A dead mm gives nothing, a live one an error: asking it for its mappings tells them apart.
         next(self._space.mappings_over(self._span), None)
+        if view and self._was_cut_off(address, piece):
+            size = min(len(view), -address % PAGE_BYTES or PAGE_BYTES)
+            view[:size] = bytes(size)
+            return size
         raise unmapped(address)
+
+    def _was_cut_off(self, address: int, piece: Piece) -> bool:
+        """Whether the object of *piece* was made so short meanwhile that nothing is left at *address*."""
+        region = self._layout.at(address)
+        if region is None or region.served or region.kind not in (Kind.SHARED, Kind.PRIVATE_FILE):
+            return False
+        end = self._objects.end(region)
+        if end is None or not self._still_mapped(Span(address, address + 1)):
+            return False
+        if piece.fd != self._space.mem:
+            return address >= end
+        page = Span(address, address + 1).page_aligned()
+        return page.start >= end and not any(run.held for run in self._space.pages(page, Scanner(), 1))
 
     # Holes
 
@@ -386,8 +396,18 @@ class Memory(Source):
         if fd < 0:
             return part.start if data else part.end
         if region.kind is Kind.SHARED:
-            return find_in_file(fd, part, to_file(region.mapping), data=data)
+            return self._find_in_object(region, part, fd, scanner, data=data)
         return self._find_in_both(region, part, fd, scanner, data=data)
+
+    def _find_in_object(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
+        """In the mapped object; behind its end the page tables alone know of data."""
+        end = os.fstat(fd).st_size - to_file(region.mapping)
+        behind = min(part.end, max(part.start, -(-end // PAGE_BYTES) * PAGE_BYTES))
+        if behind > part.start:
+            at = find_in_file(fd, Span(part.start, behind), to_file(region.mapping), data=data)
+            if at < behind:
+                return at
+        return self._find_page(Span(behind, part.end), scanner, data=data)
 
     def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
         """By the page tables alone: the kernel walks a little further than to what is looked for."""
@@ -416,17 +436,19 @@ class Memory(Source):
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """In a private file mapping: data is what was written, and what the file has."""
-        at, into_file = part.start, to_file(region.mapping)
+        at = part.start
         for run in self._space.pages(part.page_aligned(), scanner, files=True):
             if run.kind not in (PageKind.OWN, PageKind.EMPTY):
                 continue
             between = Span(at, max(at, run.span.start))
-            if between and (at_file := find_in_file(fd, between, into_file, data=data)) < between.end:
-                return at_file
+            in_file = self._find_in_object(region, between, fd, scanner, data=data)
+            if in_file < between.end:
+                return in_file
             if data is (run.kind is PageKind.OWN):
                 return between.end
             at = run.span.end
-        return find_in_file(fd, Span(at, part.end), into_file, data=data) if at < part.end else part.end
+        rest = Span(min(at, part.end), part.end)
+        return self._find_in_object(region, rest, fd, scanner, data=data)
 
 
 def _zeros(size: int) -> Piece:

@@ -52,6 +52,24 @@ class Objects:
                     self._opened[key] = fd
         return fd
 
+    def end(self, region: Region) -> int | None:
+        """The address at which the object of *region* ends; None where it cannot be opened.
+
+        Raises:
+            RangeUnmapped: it has not the bytes any more that it should show, or does not answer.
+        """
+        if region.served:
+            state = self.served.look(region)
+            mtime_ns, size_bytes = state.mtime_ns, state.size_bytes
+        else:
+            fd = self.open(region)
+            if fd < 0:
+                return None
+            found = os.fstat(fd)
+            mtime_ns, size_bytes = found.st_mtime_ns, found.st_size
+        self._space.ensure_unchanged(region.mapping, mtime_ns, size_bytes)
+        return size_bytes - to_file(region.mapping)
+
     def close(self) -> None:
         """Close them all; a second call does nothing."""
         self.served.close()

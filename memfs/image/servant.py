@@ -19,7 +19,6 @@ import attrs
 
 from memfs.linux import wire
 from memfs.linux.procfs import Mapping
-from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import read_process
 from memfs.target.mapped import open_linked
 from memfs.target.origins import ObjectKey, object_key
@@ -151,11 +150,7 @@ class _Servant:
 
 def _read_file(fd: int, position: int, size: int) -> bytes:
     data = _read(fd, position, size)
-    missing = size - len(data)
-    # The page in which the file ends reads as zeros behind it; what follows no one can read.
-    if missing and position + size > -(-os.fstat(fd).st_size // PAGE_BYTES) * PAGE_BYTES:
-        raise OSError(errno.EFAULT, "it is behind the end of the file")
-    return data + bytes(missing)
+    return data + bytes(size - len(data))  # behind the end of the file
 
 
 def _read(fd: int, position: int, size: int) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from mount.mounted import Mount, complaint, memfs, mounted, mounts_on, run
-from support.held import HeldMapping
+from support.held import HeldMapping, Span
+from support.pattern import PAGE
 from support.target import Target
 
 _PYTHON = "/usr/bin/python3"
@@ -64,6 +65,22 @@ def test_a_user_copies_a_whole_process_of_his_own(
     assert (done.returncode, done.stderr) == (0, b"")
     for mapping in own.mappings:
         assert mapping.mismatch(0, (shm / "copy/vmas" / _name(own.pid, mapping)).read_bytes()) is None
+
+
+def test_a_guard_region_is_a_hole_also_of_an_object_that_he_may_not_open(
+    user_memfs: Mount, own: Target, user: int
+) -> None:
+    """Guard regions in shared mappings came with Linux 6.15."""
+    mapping = own.mapping("memfd-shared")
+    guard = Span(mapping.start + 8 * PAGE, mapping.start + 10 * PAGE)
+    own.madvise(guard.start, guard.length, "guard_install")
+    file = user_memfs.process(own.pid) / "vmas" / _name(own.pid, mapping)
+    done = run("cat", file, user=user)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", mapping.length)
+    before, behind = guard.start - mapping.start, guard.end - mapping.start
+    assert mapping.mismatch(0, done.stdout[:before]) is None
+    assert done.stdout[before:behind] == bytes(guard.length)
+    assert mapping.mismatch(behind, done.stdout[behind:]) is None
 
 
 def test_a_process_of_root_is_denied_with_one_line_that_says_why(user_memfs: Mount, user: int) -> None:

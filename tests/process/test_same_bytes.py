@@ -1,5 +1,8 @@
 """Spliced equals copied equals what was written equals /proc/PID/mem, for memory of every kind."""
 
+import os
+from pathlib import Path
+
 import pytest
 from process.reading import FLAT, FROZEN_READERS, KINDS, LONGEST, READERS, VMA, Reader, mappings_of, windows
 from support.held import Span
@@ -9,7 +12,9 @@ from support.target import Target
 from unit.ways import WAYS, Way, spliced
 
 from memfs.errors import RangeUnmapped
-from memfs.image.source import CannotSplice
+from memfs.image.source import CannotSplice, Workspace
+from memfs.linux import span as memfs_span
+from memfs.linux.pagemap import PageKind, PageRun
 
 MIB = 1 << 20
 READABLE = [kind for kind in KINDS if kind != "secretmem"]
@@ -82,13 +87,56 @@ def test_a_guard_region_reads_as_zeros(everything: Target, way: Way) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("reader", [*READERS, *FROZEN_READERS])
-def test_pages_behind_the_end_of_a_file_are_an_error(everything: Target, reader: Reader, way: Way) -> None:
+def test_pages_behind_the_end_of_a_file_read_as_zeros(everything: Target, reader: Reader, way: Way) -> None:
     for mapping in mappings_of(everything, "file-truncated"):
         (beyond,) = mapping.unreadable
+        before = mapping.expected(beyond.start - 2 * PAGE - mapping.start, 2 * PAGE)
         with reader.open(everything.pid, mapping.span) as opened:
-            for bad in (beyond, Span(beyond.start - 1, beyond.start + 1), Span(beyond.end - 1, beyond.end)):
+            for span in (beyond, Span(beyond.start + 1, beyond.end - 1), Span(beyond.end - 1, beyond.end)):
+                assert opened.read(span, way) == bytes(span.length)
+            around = Span(beyond.start - 2 * PAGE, beyond.start + PAGE)
+            assert opened.read(around, way) == before + bytes(PAGE)
+
+
+@pytest.mark.parametrize("kind", ["file-shared", "memfd-shared", "file-private"])
+def test_a_file_that_is_cut_off_while_it_is_read_ends_there(
+    tmp_path: Path, kind: str, workspace: Workspace
+) -> None:
+    with Target(kind, directory=tmp_path) as target:
+        mapping = target.mapping(kind)
+        cut = mapping.length // 2 // PAGE * PAGE
+        target.touch(mapping.start, mapping.length)
+        with VMA.open(target.pid, mapping.span) as opened:
+            source = opened.source
+            view = memoryview(bytearray(4 * PAGE))
+            told = source.pieces(memfs_span.Span(cut - 2 * PAGE, cut + 2 * PAGE), workspace)
+            link = f"/proc/{target.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+            os.truncate(link, mapping.offset + cut)
+            at = 0
+            for piece in told:
+                piece_end = at + piece.size
+                source._copy(cut - 2 * PAGE + at, piece, view[at:piece_end], workspace)
+                at = piece_end
+            assert bytes(view) == mapping.expected(cut - 2 * PAGE, 2 * PAGE) + bytes(2 * PAGE)
+
+
+def test_a_page_behind_the_end_that_is_held_and_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.18 there could be such pages: a huge page of tmpfs was mapped whole."""
+    with Target("file-truncated", directory=tmp_path) as target:
+        for mapping in target.mappings:
+            (beyond,) = mapping.unreadable
+            held = PageRun(memfs_span.Span(beyond.start, beyond.start + PAGE), PageKind.FILE)
+            rest = PageRun(memfs_span.Span(held.span.end, beyond.end), PageKind.UNTOUCHED)
+            with VMA.open(target.pid, mapping.span) as opened:
+                runs = [held, rest]
+                monkeypatch.setattr(opened.source._space, "pages", lambda *_, runs=runs, **__: iter(runs))
+                assert opened.next_data(beyond.start) == beyond.start
+                assert opened.next_hole(beyond.start) == beyond.start + PAGE
                 with pytest.raises(RangeUnmapped):
-                    opened.read(bad, way)
+                    opened.read(Span(beyond.start, beyond.start + PAGE))
+                assert opened.read(Span(beyond.start + PAGE, beyond.end)) == bytes(beyond.length - PAGE)
 
 
 @pytest.mark.parametrize("way", WAYS)
