@@ -3,12 +3,14 @@
 It knows mappings and descriptors, and nothing of page tables: those have a say in private mappings.
 """
 
+import contextlib
 import errno
 import os
 import threading
 
 from memfs.errors import RangeUnmapped
 from memfs.image.served import ServedFiles
+from memfs.linux import hugeholes
 from memfs.linux.procfs import Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Region
@@ -87,15 +89,18 @@ def to_file(mapping: Mapping) -> int:
 def find_in_file(fd: int, part: Span, into_file: int, *, data: bool) -> int:
     """Data or a hole in the mapped object, as an address; the end of *part* where there is none.
 
-    What lies behind the end of the file cannot be read by anyone: it counts as a hole.
+    Behind the end of the file there is a hole.
     """
     begin = part.start + into_file
+    if hugeholes.is_on_hugetlbfs(fd):
+        with contextlib.suppress(OSError):  # else it is data all through
+            return hugeholes.seek(fd, begin, part.end + into_file, data=data) - into_file
     try:
         at = os.lseek(fd, begin, os.SEEK_DATA if data else os.SEEK_HOLE)
     except OSError as error:
         if error.errno == errno.ENXIO:  # behind the end, or nothing but a hole up to it
             return part.end if data else part.start
-        if error.errno != errno.EINVAL:  # hugetlbfs does not know holes
+        if error.errno != errno.EINVAL:  # the file system does not know holes
             raise
         inside = begin < os.fstat(fd).st_size
         return part.start if data == inside else part.end

@@ -1,10 +1,17 @@
 """Data and holes tile every source: walking from one to the next finds exactly the pages with content."""
 
+import contextlib
+import mmap
+import os
+import re
 from pathlib import Path
 
 import pytest
 from process.reading import FLAT, FROZEN_READERS, KINDS, READERS, VMA, Reader, first_edges, mappings_of
+from support import kernel
 from support.held import HeldMapping, Span, merge, subtract
+from support.kernel import Map, Prot
+from support.machine import huge_pages
 from support.pattern import PAGE
 from support.target import Target
 
@@ -22,8 +29,6 @@ CASES = [
 
 def expected_data(mapping: HeldMapping, reader: Reader) -> tuple[Span, ...]:
     """The pages that a copy must hold."""
-    if mapping.kind == "hugetlb" and mapping.perms[3] == "s":
-        return (mapping.span,)  # hugetlbfs does not tell its holes
     if not reader.scans:
         # The pagemap does not tell a zero page that was read from one that was written.
         zero_pages = mapping.touched if mapping.kind == "zero-read" else ()
@@ -128,6 +133,49 @@ def test_what_a_process_has_read_of_a_file_is_the_files(tmp_path: Path, reader: 
             region = source._space.region_at(mapping.start)
             assert region is not None
             assert not source.has_own_pages(region, workspace.scanner)
+
+
+_HUGE = 2 << 20
+_HUGE_PAGES = 8
+_AT = 0x2000_0000_0000
+
+
+def _free_huge_pages() -> int:
+    found = re.search(r"HugePages_Free: +(\d+)", Path("/proc/meminfo").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.parametrize("cannot", [{}, {"_USERFAULTFD": {}}, {"MOST_PAGES": 5}], ids=str)
+def test_holes_of_huge_pages_are_told_and_no_page_is_made(
+    monkeypatch: pytest.MonkeyPatch, cannot: dict[str, object]
+) -> None:
+    """No page table of the process knows them: others have made them. Where nobody can tell, all is data."""
+    for name, value in cannot.items():
+        monkeypatch.setattr(f"memfs.linux.hugeholes.{name}", value)
+    mapping = Span(_AT, _AT + 6 * _HUGE)
+    with huge_pages(_HUGE_PAGES), contextlib.ExitStack() as stack:
+        huge = os.memfd_create("huge", os.MFD_HUGETLB)
+        stack.callback(os.close, huge)
+        os.ftruncate(huge, mapping.length)
+        try:
+            written = stack.enter_context(mmap.mmap(huge, mapping.length))  # which reserves the pages
+        except OSError as error:
+            pytest.skip(f"no huge pages: {error}")
+        for page in (1, 2, 4):
+            written[page * _HUGE + 5] = page
+        kernel.map_memory(_AT, mapping.length, Prot.READ, Map.SHARED, huge)
+        stack.callback(kernel.unmap, _AT, mapping.length)
+        free = _free_huge_pages()
+        pages = [Span(_AT + first * _HUGE, _AT + end * _HUGE) for first, end in ((1, 3), (4, 5))]
+        for reader in READERS:
+            with reader.open(os.getpid(), mapping) as opened:
+                assert list(opened.data_spans(mapping)) == ([mapping] if cannot else pages)
+                for page in range(6):
+                    content = opened.read(Span(_AT + page * _HUGE, _AT + page * _HUGE + PAGE))
+                    assert content[5] == (page if page in (1, 2, 4) else 0)
+                    assert content.strip(b"\0") == content[5:6].strip(b"\0")
+        assert _free_huge_pages() == free
 
 
 def test_pages_given_back_become_holes(tmp_path: Path) -> None:
