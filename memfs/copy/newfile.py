@@ -37,7 +37,7 @@ def cannot_write(path: Entry | str, error: OSError) -> CannotCopy:
     if error.errno == errno.EFBIG:
         return CannotCopy(
             f"the file system of {path} cannot hold a file so large",
-            "copy the files of vmas/ instead, or to XFS, btrfs or tmpfs",
+            "copy vmas/ instead of mem; pack what is itself too large by tar -cS; or take XFS or tmpfs",
         )
     return CannotCopy(f"{path} cannot be written ({error.strerror or error})", "what was there is kept")
 

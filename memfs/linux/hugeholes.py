@@ -37,7 +37,7 @@ _UFFDIO_REGISTER = 0xC020_AA00
 _MADV_POPULATE_READ = 22  # <asm-generic/mman-common.h>
 
 MOST_PAGES = 2048
-"""Of a larger file nothing is told: to look at it could take longer than a process may stand still meanwhile."""
+"""Of a larger file nothing is told: a process may stand still while it is looked at."""
 
 
 def is_on_hugetlbfs(fd: int) -> bool:
