@@ -9,7 +9,7 @@ import pytest
 pytest.register_assert_rewrite("mount.mounted", "programs.lab")
 
 from mount.mounted import mounted  # noqa: E402 - it must be known as a test's before it is loaded
-from programs.lab import HEAD, Lab, Row  # noqa: E402
+from programs.lab import HEAD, HERE, Lab, Row  # noqa: E402
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _MOUNT_SECONDS = 900.0
@@ -27,12 +27,19 @@ def _subreaper() -> Iterator[None]:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
-    """A mount of root's with the defaults, which ends as every mount must."""
+    """A mount of root's, with the options that the test asks for, which ends as every mount must."""
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:2]:  # pytest's own directories
         parent.chmod(0o755)
-    with mounted(tmp_path, limit_seconds=_MOUNT_SECONDS) as mount:
+    with mounted(tmp_path, *getattr(request, "param", ()), limit_seconds=_MOUNT_SECONDS) as mount:
         yield Lab(mount, tmp_path, request.config.stash.setdefault(_rows, []))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These take longer than others."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.timeout(_MOUNT_SECONDS))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

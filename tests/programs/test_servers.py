@@ -178,9 +178,8 @@ def test_nginx(lab: Lab) -> None:
     (root / "file").write_bytes(content)
     (lab.directory / "nginx.conf").write_text(_NGINX.format(directory=lab.directory, port=port))
     url = f"http://127.0.0.1:{port}/file"
-    with server(
-        "nginx", "-p", lab.directory, "-c", lab.directory / "nginx.conf", stderr=subprocess.PIPE
-    ) as nginx:
+    argv = ["nginx", "-p", lab.directory, "-c", lab.directory / "nginx.conf"]
+    with (lab.directory / "nginx.log").open("wb") as log, server(*argv, stderr=log) as nginx:
         until(lambda: run("curl", "-s", url).returncode == 0, "the server")
         until(lambda: len(children_of(nginx.pid)) == 2, "the workers")
         worker = min(children_of(nginx.pid))
