@@ -89,8 +89,8 @@ def test_chromium(lab: Lab) -> None:
     for path in (home, home / "page.html"):
         os.chown(path, NOBODY, NOBODY)
     argv = [
-        "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-dev-shm-usage", f"--user-data-dir={home}/data", "--remote-debugging-port=0", f"file://{home}/page.html",
+        "chromium", "--headless=new", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        f"--user-data-dir={home}/data", "--remote-debugging-port=0", f"file://{home}/page.html",
     ]  # fmt: skip
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(home)}
     with (lab.directory / "chromium.log").open("wb") as log:
