@@ -8,9 +8,8 @@ last time, and by a few that are known to read little.
 """
 
 import os
+import time
 from collections import OrderedDict
-
-from memfs.linux import procfs
 
 SMALL_READ_BYTES = 1 << 15
 """Reads up to this size gain by the page cache: at 128 KiB a direct one is as fast."""
@@ -19,6 +18,9 @@ _ENOUGH_READS = 16
 _FIRST_WINDOW_BYTES = 1 << 18
 """The kernel's first readahead of a reader: less than this for reads of less than 128 KiB."""
 _MOST_COMMANDS = 512
+_COMMAND_S = 0.01
+_COMMAND_BYTES = 1024
+_MOST_ARGUMENTS = 8
 
 _SMALL_READERS = frozenset((b"nc", b"ncat", b"netcat", b"openssl", b"socat"))
 """They read 8 or 16 KiB, whatever st_blksize says."""
@@ -80,14 +82,35 @@ class ReadHabits:
                 self._little.popitem(last=False)
 
 
-def read_command(caller: int) -> bytes:
-    """The command of process or thread *caller*, without the files that it is given.
+class Commands:
+    """The commands of callers, each kept for a moment: a program that opens many files is one command."""
 
-    ``dd bs=1M`` is another command than ``dd bs=4k``.
+    def __init__(self) -> None:
+        self._last: tuple[int, float, bytes] = 0, 0.0, b""
+
+    def of(self, caller: int) -> bytes:
+        """The command of process or thread *caller*."""
+        known, until, command = self._last
+        if known != caller or time.monotonic() >= until:
+            command = read_command(caller)
+            self._last = caller, time.monotonic() + _COMMAND_S, command
+        return command
+
+
+def read_command(caller: int) -> bytes:
+    """The command of process or thread *caller*, with its first arguments but for the files among them.
+
+    ``dd bs=1M`` is another command than ``dd bs=4k``. ``sha256sum *`` may have 100,000 arguments.
     """
     try:
-        name, *arguments = procfs.read_file(f"/proc/{caller}/cmdline").rstrip(b"\0").split(b"\0")
+        fd = os.open(f"/proc/{caller}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
-    kept = [argument for argument in arguments if b"/" not in argument]
+    try:
+        name, *arguments = os.read(fd, _COMMAND_BYTES).rstrip(b"\0").split(b"\0", _MOST_ARGUMENTS + 1)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    kept = [argument for argument in arguments[:_MOST_ARGUMENTS] if b"/" not in argument]
     return b"\0".join([os.path.basename(name), *kept])

@@ -16,7 +16,7 @@ import attrs
 
 from memfs.files.backing import Backings, PassedThrough
 from memfs.files.cache import CacheTrail
-from memfs.files.habits import ReadCounter, ReadHabits, read_command
+from memfs.files.habits import Commands, ReadCounter, ReadHabits
 from memfs.files.handles import Handles, OpenFile
 from memfs.files.lanes import Lanes
 from memfs.linux.span import Span
@@ -78,6 +78,7 @@ class Openings:
         self._forget_attributes = forget_attributes
         self._drop_pages = drop_pages
         self._habits = ReadHabits()
+        self._commands = Commands()
         self._lock = threading.Lock()
         self._inode_of: dict[int, int] = {}
         self._opened: dict[int, _Opened] = {}
@@ -129,7 +130,7 @@ class Openings:
             found = attrs.evolve(found, uid=uid, gid=gid, size_bytes=source.size_bytes)
             backing = source.backing()
             direct = bool(flags & os.O_DIRECT)
-            command = read_command(caller)
+            command = self._commands.of(caller)
             uses_cache = not direct and self._habits.reads_little(command) and source.may_be_cached()
             passed = self._backings.enter(inode, backing, direct=direct)
         except BaseException:

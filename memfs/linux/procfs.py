@@ -157,6 +157,7 @@ class MappingQuery:
 
 
 _BLOCK_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 12
 
 
 def read_whole(fd: int) -> bytes:
@@ -198,8 +199,30 @@ def read_timed(path: str) -> tuple[bytes, int]:
         os.close(fd)
 
 
+def read_small(path: str) -> bytes:
+    """All of a /proc file that the kernel makes in one piece (``single_open``, fs/seq_file.c): stat, status.
+
+    Raises: as :func:`read_file`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_small_at(fd)
+    finally:
+        os.close(fd)
+
+
+def read_small_at(fd: int) -> bytes:
+    """The same of one that is open, as it is now.
+
+    Raises:
+        ProcessLookupError: the process is gone.
+    """
+    text = os.pread(fd, _SMALL_BYTES, 0)
+    return text if len(text) < _SMALL_BYTES else read_whole(fd)
+
+
 def read_file(path: str) -> bytes:
-    """All of a small /proc file.
+    """All of a /proc file.
 
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.
@@ -316,7 +339,7 @@ def read_stat(pid: int) -> Stat:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.
     """
-    return parse_stat(read_file(f"/proc/{pid}/stat"))
+    return parse_stat(read_small(f"/proc/{pid}/stat"))
 
 
 def read_thread_stat(pid: int, tid: int) -> Stat:
@@ -325,7 +348,7 @@ def read_thread_stat(pid: int, tid: int) -> Stat:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such thread.
     """
-    return parse_stat(read_file(f"/proc/{pid}/task/{tid}/stat"))
+    return parse_stat(read_small(f"/proc/{pid}/task/{tid}/stat"))
 
 
 def thread_ids(pid: int) -> list[int]:
@@ -343,7 +366,7 @@ def read_last_cpu(tid: int) -> int:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such thread.
     """
-    return int(_fields_from_state(read_file(f"/proc/{tid}/stat"))[36])
+    return int(_fields_from_state(read_small(f"/proc/{tid}/stat"))[36])
 
 
 @attrs.frozen
@@ -378,7 +401,7 @@ def read_status(pid: int) -> Status:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.
     """
-    return parse_status(read_file(f"/proc/{pid}/status"))
+    return parse_status(read_small(f"/proc/{pid}/status"))
 
 
 @attrs.frozen
@@ -427,7 +450,7 @@ def read_thread_status(pid: int, tid: int) -> ThreadStatus:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such thread.
     """
-    return parse_thread_status(read_file(f"/proc/{pid}/task/{tid}/status"))
+    return parse_thread_status(read_small(f"/proc/{pid}/task/{tid}/status"))
 
 
 @attrs.frozen

@@ -86,7 +86,7 @@ def read_status(pid: int) -> procfs.Status:
     if status.resident_bytes:
         return status
     thread = _with_memory(procfs.read_stat(pid)).thread
-    return status if thread == pid else procfs.parse_status(procfs.read_file(path_of(pid, thread, "status")))
+    return status if thread == pid else procfs.parse_status(procfs.read_small(path_of(pid, thread, "status")))
 
 
 def read_text(pid: int, name: str) -> bytes:
@@ -122,7 +122,7 @@ def path_of(pid: int, thread: int, name: str) -> str:
 
 
 class ProcessHandle:
-    """A pidfd: it names one process, and never another one, for as long as it is open."""
+    """A pidfd, and the open stat: they are of one process, and never of another one, while they are open."""
 
     def __init__(self, identity: Identity) -> None:
         """Take hold of *identity*.
@@ -131,6 +131,7 @@ class ProcessHandle:
             TargetExited: it has ended, though its pid may live on in another process.
         """
         self.identity = identity
+        self._fd = self._stat = -1
         try:
             self._fd = os.pidfd_open(identity.pid)
         except ProcessLookupError:
@@ -139,7 +140,11 @@ class ProcessHandle:
             # EINVAL: the number belongs to a thread that leads no process.
             raise NoSuchEntry(f"{identity.pid} is no process: {error.strerror}") from None
         try:
+            self._stat = os.open(f"/proc/{identity.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
             self.ensure_same()
+        except (FileNotFoundError, ProcessLookupError):
+            self.close()
+            raise TargetExited(f"process {identity.pid} has ended") from None
         except BaseException:
             self.close()
             raise
@@ -159,7 +164,7 @@ class ProcessHandle:
         """
         gone = TargetExited(f"process {self.identity.pid} has ended")
         try:
-            stat = _with_memory(procfs.read_stat(self.identity.pid))
+            stat = _with_memory(procfs.parse_stat(procfs.read_small_at(self._stat)))
         except (FileNotFoundError, ProcessLookupError):
             raise gone from None
         if stat.start_ticks != self.identity.start_ticks or self.exited:
@@ -171,7 +176,8 @@ class ProcessHandle:
         advise_process(self._fd, advice, spans)
 
     def close(self) -> None:
-        """Give the descriptor back; a second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Give the descriptors back; a second call does nothing."""
+        held, self._fd, self._stat = (self._fd, self._stat), -1, -1
+        for fd in held:
+            if fd >= 0:
+                os.close(fd)

@@ -98,8 +98,10 @@ class Contents:
         try:
             if node is None:
                 return Memory(space, space.layout(), Span(0, space.end()), flat=True)
-            span = region_of(space, node).span
-            return Memory(space, space.layout_over(span), span, flat=False)
+            span = Span(node.start, node.end)
+            layout = space.layout_over(span)
+            ensure_shown(node, layout.at(node.start))
+            return Memory(space, layout, span, flat=False)
         except BaseException:
             space.close()
             raise
@@ -194,7 +196,15 @@ def region_of(space: Space, node: VmaNode) -> Region:
     Raises:
         NoSuchEntry: there is none any more.
     """
-    region = space.region_at(node.start)
+    return ensure_shown(node, space.region_at(node.start))
+
+
+def ensure_shown(node: VmaNode, region: Region | None) -> Region:
+    """*region*, if *node* is the file of it.
+
+    Raises:
+        NoSuchEntry: it is not.
+    """
     if region is None or not region.has_file or region.span != Span(node.start, node.end):
         pid = identity_of(node.owner).pid
         raise NoSuchEntry(f"process {pid} maps nothing from {node.start:#x} to {node.end:#x} any more")

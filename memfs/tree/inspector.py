@@ -90,10 +90,8 @@ class Inspector:
         owner: Owner,
         stat: procfs.Stat | None = None,
         status: procfs.Status | None = None,
-        *,
-        now: bool = False,
     ) -> Ownership:
-        """Who owns the files of a process or a snapshot; *now*, or a moment ago.
+        """Who owns the files of a process or a snapshot, now or a moment ago.
 
         *stat* and *status* are those of the process that has the pid now, if they have been read already.
 
@@ -106,7 +104,7 @@ class Inspector:
         began_ns = self._boot_ns + owner.start_ticks * _TICK_NS
         try:
             if (stat or describe(owner.pid)[1]).start_ticks == owner.start_ticks:
-                status = status or self._contents.looks.status(owner, now=now)
+                status = status or self._contents.looks.status(owner)
                 return _ownership_of(status, began_ns, live=True)
         except (FileNotFoundError, ProcessLookupError, NoSuchEntry):
             pass

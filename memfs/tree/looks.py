@@ -54,14 +54,14 @@ class Looks:
                 self.forget_old()
         return space
 
-    def status(self, identity: Identity, *, now: bool) -> procfs.Status:
-        """Whose process it is, and how much memory it holds; *now*, or a moment ago.
+    def status(self, identity: Identity) -> procfs.Status:
+        """Whose process it is, and how much memory it holds, now or a moment ago.
 
         Raises:
             OSError: it has ended.
         """
         until, kept = self._statuses.get(identity, _NO_STATUS)
-        if kept is not None and not now and time.monotonic() < until:
+        if kept is not None and time.monotonic() < until:
             return kept
         status = read_status(identity.pid)
         self._statuses[identity] = time.monotonic() + _KEPT_S, status

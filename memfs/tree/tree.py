@@ -16,7 +16,7 @@ from memfs.errors import NoSuchEntry
 from memfs.linux import procfs
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
-from memfs.target.identity import Identity
+from memfs.target.identity import Identity, read_status
 from memfs.target.layout import name_of, start_of
 from memfs.tree.attributes import Attributes, Entry
 from memfs.tree.contents import Contents
@@ -247,7 +247,11 @@ class Tree:
         """
         if not isinstance(node, ProcessNode | VmaNode | SinceNode):
             raise NoSuchEntry("it is of no process")
-        ownership = self._inspector.ownership(node.owner, now=True)
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if not isinstance(node.owner, SnapshotId):
+                status = read_status(node.owner.pid)
+                return status.uid, status.gid
+        ownership = self._inspector.ownership(node.owner)
         return ownership.uid, ownership.gid
 
 
