@@ -228,17 +228,19 @@ class AddressSpace(Space):
         Raises:
             TargetExited: the process has ended.
         """
-        files = self._files
+        # Someone else may close this one meanwhile: the copy is of one moment, in which it was open or not.
+        again = copy.copy(self)
+        files = again._files
         if files is None or not files.hold():
             return None
         try:
             now = self._process.ensure_same()
-            if now.same_program(self.stat) and now.thread == self._thread:
-                return copy.copy(self)
         except BaseException:
-            files.let_go()
+            again.close()
             raise
-        files.let_go()
+        if now.same_program(self.stat) and now.thread == self._thread:
+            return again
+        again.close()
         return None
 
     def close(self) -> None:

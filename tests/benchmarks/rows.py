@@ -1,12 +1,13 @@
 """The rows of the benchmark, and what each must show. To add one is to add a line here.
 
-The requirements stand in the project's issues; "at least" is a ratio of speeds within one run.
+"At least" is a ratio of speeds within one run.
 """
 
 import functools
 from collections.abc import Callable
 
 import attrs
+from asking import ROUND_TRIP, SAME_ON_TMPFS, ask_attribute, follow_link, open_one, stat_one, walk
 from contenders import (
     BARE_LOOP,
     Contender,
@@ -248,6 +249,31 @@ def _names_rows() -> list[Row]:
             for count in _VMAS
         ),
         Row("2,000 VMAs, getfattr -d", Unit.TIME, functools.partial(list_attributes, 2_000), (Within(1.0),)),
+        *(
+            Row(f"one file, {what}", Unit.TIME, make, (AtMost(ROUND_TRIP, most),) if most else ())
+            for what, make, most in (
+                ("stat", stat_one, 4),
+                ("open, read 4 KiB, close", open_one, 8),
+                ("getxattr", ask_attribute, 4),
+                ("readlink", follow_link, 0),
+            )
+        ),
+        *(
+            Row(
+                f"2,000 VMAs, {what}",
+                Unit.TIME,
+                functools.partial(walk, ["sh", "-c", command]),
+                (AtMost(SAME_ON_TMPFS, 10),),
+            )
+            for what, command in (
+                ("cp -r", 'cp -r . "$OUT"'),
+                ("sha256sum *", "sha256sum *"),
+                ("rg", "rg -a nowhere-to-be-found .; test $? = 1"),
+                ("tar -S", 'tar -cSf "$OUT/tar" .'),
+                ("find -printf", "find . -printf '%s %b\\n'"),
+                ("ls -l", "ls -l"),
+            )
+        ),
         Row("60,000 VMAs, stat of one", Unit.TIME, stat_vmas, (AtMost(AMONG_FEW, 1.25),)),
         Row("60,000 VMAs, ls of the process", Unit.TIME, list_process, (AtMost(AMONG_FEW, 1.25),)),
         *(
