@@ -42,7 +42,7 @@ A slower one works on what it reads, and the kernel knows best where.
 """
 _QUIET_TICKS = 8
 """Ticks without that many, after which they may sleep again: 160 ms."""
-_SPARE_THREADS = 16
+_SPARE_THREADS = 8
 
 
 class Service:

@@ -13,7 +13,7 @@ from fuzz.ledger import ALARM, Ledger
 
 _SETTLES_SECONDS = 30.0
 """How long a thing that passes by itself may take; that it passes is what counts."""
-_STAND_BY = 8
+_STAND_BY = 12
 """Descriptors that the daemon may come to hold for itself: a pipe for each thread, the latency request."""
 _THREADS = 48
 """Threads that it may keep, for a while at least."""
