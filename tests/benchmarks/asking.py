@@ -46,8 +46,9 @@ def _round_trip(file: Path) -> Contender:
 
 
 def _files(lab: Lab) -> list[Path]:
+    """Those of anonymous private memory."""
     vmas = lab.memfs.path / str(lab.many(_MAPPINGS)) / "vmas"
-    return [vmas / name for name in sorted(os.listdir(vmas))]
+    return [vmas / name for name in sorted(os.listdir(vmas)) if name.endswith("p_anon")]
 
 
 def stat_one(lab: Lab) -> tuple[Contender, ...]:
