@@ -15,6 +15,7 @@ from memfs.errors import MemfsError
 from memfs.image.source import MAX_READ_BYTES
 from memfs.linux import procfs, ptrace
 from memfs.linux.fusefd import knows_backing
+from memfs.linux.maps import MappingQuery, parse_maps
 from memfs.linux.pagemap import Scanner
 from memfs.linux.pipe import Pipe
 from memfs.linux.qos import LatencyRequest
@@ -131,15 +132,13 @@ def _try_scan() -> str:
 
 def _try_query() -> str:
     with _opened("/proc/self/maps") as maps:
-        procfs.MappingQuery(maps, paths=False).at(0)
+        MappingQuery(maps, paths=False).at(0)
     return "PROCMAP_QUERY answers"
 
 
 def _try_map_files() -> str:
     text = procfs.read_file("/proc/self/maps")
-    mapped = next(
-        m for m in procfs.parse_maps(text) if m.path == os.fsencode(os.path.realpath(sys.executable))
-    )
+    mapped = next(m for m in parse_maps(text) if m.path == os.fsencode(os.path.realpath(sys.executable)))
     with _opened(f"/proc/self/map_files/{mapped.span}"):
         return "/proc/PID/map_files opens"
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from memfs.linux import procfs
+from memfs.linux.status import read_status
 from memfs.target.identity import Identity
 
 _OF_TARGET = 4
@@ -106,7 +106,7 @@ class Lanes:
         uid = self._uids.get(target)
         if uid is None:
             try:
-                uid = procfs.read_status(target.pid).uid
+                uid = read_status(target.pid).uid
             except OSError:
                 return _NO_USER
             if len(self._uids) >= _MOST_REMEMBERED:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 
-from memfs.linux.procfs import read_last_cpu
+from memfs.linux.stat import read_last_cpu
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from memfs.linux import procfs
+from memfs.linux.status import read_thread_status
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Interrupts:
 def _must_end(waiting: Waiting, waited_s: float) -> bool:
     """Whether a thread that was interrupted *waited_s* ago is to wait no longer."""
     try:
-        status = procfs.read_thread_status(waiting.caller, waiting.caller)
+        status = read_thread_status(waiting.caller, waiting.caller)
     except (OSError, KeyError):  # it is in another pid namespace, or hidden (hidepid, proc(5))
         return waited_s >= _GRACE_S
     if status.pending & _KILL:

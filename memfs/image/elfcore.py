@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from memfs.linux.arch import CoreFormat
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 
 

@@ -16,7 +16,7 @@ import attrs
 
 from memfs.linux.arch import CoreFormat
 from memfs.linux.elf import MISSING, OUR_OWNER, Note, pack_note
-from memfs.linux.procfs import Mapping
+from memfs.linux.maps import Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.record import ProcessRecord, ThreadRecord
 

@@ -11,7 +11,7 @@ import threading
 from memfs.errors import RangeUnmapped
 from memfs.image.served import ServedFiles
 from memfs.linux import hugeholes
-from memfs.linux.procfs import Mapping
+from memfs.linux.maps import Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Region
 from memfs.target.origins import ObjectKey, object_key

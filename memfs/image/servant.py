@@ -18,7 +18,7 @@ import threading
 import attrs
 
 from memfs.linux import wire
-from memfs.linux.procfs import Mapping
+from memfs.linux.maps import Mapping
 from memfs.linux.syscalls import read_process
 from memfs.target.mapped import open_linked
 from memfs.target.origins import ObjectKey, object_key

@@ -7,7 +7,8 @@ Two lines of maps can: both show the inode of the mapped file (``show_map_vma`` 
 import errno
 import os
 
-from memfs.linux.procfs import Mapping, MappingQuery, parse_maps, read_file
+from memfs.linux.maps import Mapping, MappingQuery, parse_maps
+from memfs.linux.procfs import read_file
 from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import map_private, unmap
 

@@ -13,7 +13,7 @@ import attrs
 from memfs.errors import MemfsError, TargetBusy
 from memfs.linux.arch import Machine
 from memfs.linux.available import available_bytes
-from memfs.linux.procfs import MemoryUse
+from memfs.linux.smaps import MemoryUse
 from memfs.snapshot.follow import Follower
 from memfs.snapshot.places import Group
 from memfs.snapshot.priority import first_place

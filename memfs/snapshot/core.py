@@ -14,7 +14,7 @@ from memfs.image.elfnotes import Lacking, pack_notes
 from memfs.image.memory import Memory
 from memfs.image.source import Piece, Source, Workspace
 from memfs.image.text import Text
-from memfs.linux.procfs import parse_maps
+from memfs.linux.maps import parse_maps
 from memfs.linux.span import Span
 from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate, Part

@@ -3,6 +3,7 @@
 from memfs.errors import TargetExited
 from memfs.linux import procfs
 from memfs.linux.inside import read_inside
+from memfs.linux.stat import read_stat
 from memfs.target.identity import Identity, read_text
 from memfs.target.process import AddressSpace
 from memfs.target.record import ProcessRecord
@@ -12,7 +13,7 @@ def read_process(space: AddressSpace, identity: Identity) -> ProcessRecord:
     """Read it before the stop: it does not change."""
     pid = identity.pid
     try:
-        stat = procfs.read_stat(pid)
+        stat = read_stat(pid)
         inside = read_inside(pid)
         arguments, auxv = read_text(pid, "cmdline"), read_text(pid, "auxv")
         # Only there, but below the number of any thread (proc_pid_lookup of fs/proc/base.c).

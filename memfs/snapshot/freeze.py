@@ -14,12 +14,12 @@ from collections.abc import Mapping as ReadOnlyDict
 import attrs
 
 from memfs.errors import CannotFreeze, TargetStuck
-from memfs.linux import procfs
 from memfs.linux.arch import CoreFormat, Machine
 from memfs.linux.cgroups import move_apart
 from memfs.linux.execwatch import ExecWatch
 from memfs.linux.inside import ThreadNumbers
 from memfs.linux.machine import this_machine
+from memfs.linux.smaps import MemoryUse
 from memfs.snapshot import ahead
 from memfs.snapshot.aside import SHARED, Aside, what_fork_does_not_keep
 from memfs.snapshot.described import read_process
@@ -333,7 +333,7 @@ class Freezing:
             why_bound=why_bound,
         )
 
-    def _decide_all(self, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> tuple[Part, ...]:
+    def _decide_all(self, uses: ReadOnlyDict[int, MemoryUse]) -> tuple[Part, ...]:
         return tuple(self._decide(region, uses) for region in self._layout.regions)
 
     def _why_live(self, region: Region) -> str:
@@ -347,7 +347,7 @@ class Freezing:
     def _is_steady(self, region: Region) -> bool:
         return region.kind is Kind.SHARED and object_key(region.mapping) in self._steady
 
-    def _decide(self, region: Region, uses: ReadOnlyDict[int, procfs.MemoryUse]) -> Part:
+    def _decide(self, region: Region, uses: ReadOnlyDict[int, MemoryUse]) -> Part:
         """What became of *region*: it is taken for frozen only where the copy has it as it was."""
         start = region.span.start
         if not region.has_file:
@@ -399,9 +399,7 @@ class Freezing:
             return f"MADV_DONTFORK, a device may use it, {_TOO_MUCH}"
         return f"MADV_DONTFORK, {_TOO_MUCH}"
 
-    def _flags_of_process(
-        self, uses: ReadOnlyDict[int, procfs.MemoryUse]
-    ) -> ReadOnlyDict[int, procfs.MemoryUse]:
+    def _flags_of_process(self, uses: ReadOnlyDict[int, MemoryUse]) -> ReadOnlyDict[int, MemoryUse]:
         """What smaps says of the copy, with the flags that the process has: a fork does not lock its memory.
 
         Of a VMA that the copy lacks, it is what was told of the process.

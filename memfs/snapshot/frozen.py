@@ -10,8 +10,9 @@ from collections.abc import Mapping as ReadOnlyDict
 from typing import TYPE_CHECKING
 
 from memfs.errors import RangeUnmapped, TargetExited
+from memfs.linux.maps import Mapping
 from memfs.linux.pagemap import MOST_RUNS, PageKind, PageRun, Scanner
-from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.values import FileState
 from memfs.target.layout import Kind, Layout, Region

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from memfs.errors import MemfsError
 from memfs.linux import procfs
 from memfs.linux.arch import Machine
+from memfs.linux.maps import parse_maps
 from memfs.snapshot.priority import first_place, take_first_place
 from memfs.snapshot.values import Reaping
 from memfs.target import fork, restartable
@@ -104,7 +105,7 @@ def find_call(stopped: StoppedProcess, tid: int, area: int) -> int:
     """Where thread *tid* of *stopped* can be made to run a call; it leaves its restartable sequence."""
     pid, architecture = stopped.pid, fork.architecture_of(stopped, tid)
     restartable.leave(tid, area, stopped.registers[tid], architecture)
-    mappings = procfs.parse_maps(procfs.read_file(path_of(pid, tid, "maps")))
+    mappings = parse_maps(procfs.read_file(path_of(pid, tid, "maps")))
     return find_call_address(tid, architecture, stopped.registers.values(), mappings)
 
 

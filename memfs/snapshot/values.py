@@ -5,8 +5,10 @@ from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
 
-from memfs.linux.procfs import MemoryUse, Stat, Status
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import Span
+from memfs.linux.stat import Stat
+from memfs.linux.status import Status
 from memfs.target.identity import Identity
 from memfs.target.layout import Region
 from memfs.target.origins import Device, ObjectKey

@@ -9,6 +9,7 @@ import os
 import attrs
 
 from memfs.linux import procfs
+from memfs.linux.status import read_status
 
 _CAP_SYS_PTRACE = 19
 _YAMA_SCOPE = "/proc/sys/kernel/yama/ptrace_scope"
@@ -48,7 +49,7 @@ def yama_scope() -> int:
 def why_denied(pid: int) -> Denial:
     """The likely reason why *pid* may not be read by this process."""
     try:
-        owner = procfs.read_status(pid).uid
+        owner = read_status(pid).uid
         # The kernel gives the files of a process that is not dumpable to root; the directory stays its own.
         shown_owner = os.stat(f"/proc/{pid}/stat").st_uid
     except OSError:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from memfs.errors import CannotFreeze
 from memfs.linux.arch import Architecture
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.registers import Registers
 from memfs.linux.span import Span
 from memfs.linux.syscalls import peek

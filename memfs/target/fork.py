@@ -19,10 +19,11 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import procfs, ptrace, userfaultfd
+from memfs.linux import ptrace, userfaultfd
 from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork
+from memfs.linux.status import read_thread_status
 from memfs.linux.syscalls import borrow_descriptor
 from memfs.target import withheld
 from memfs.target.identity import path_of
@@ -220,7 +221,7 @@ def _running(stopped: StoppedProcess, means: Means, extra: Option) -> Iterator[I
     )
     try:
         # A filter may answer a call that it does not like with the death of the process: do not try.
-        if not injection.seccomp_suspended and procfs.read_thread_status(stopped.pid, thread).seccomp:
+        if not injection.seccomp_suspended and read_thread_status(stopped.pid, thread).seccomp:
             raise OSError(errno.EPERM, "a seccomp filter is in the way and cannot be suspended")
         yield injection
     finally:

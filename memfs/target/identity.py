@@ -18,6 +18,9 @@ from memfs.errors import NoSuchEntry, TargetExited
 from memfs.linux import procfs
 from memfs.linux.advice import Advice, advise_process
 from memfs.linux.span import Span
+from memfs.linux.stat import Stat, parse_stat, read_stat, read_thread_stat
+from memfs.linux.status import Status, parse_status
+from memfs.linux.status import read_status as read_status_of
 
 
 @attrs.frozen
@@ -40,10 +43,10 @@ def identify(pid: int) -> Identity:
     return describe(pid)[0]
 
 
-def describe(pid: int) -> tuple[Identity, procfs.Stat]:
+def describe(pid: int) -> tuple[Identity, Stat]:
     """The same, with what ``/proc/PID/stat`` says of it, and of its memory."""
     try:
-        stat = _with_memory(procfs.read_stat(pid))
+        stat = _with_memory(read_stat(pid))
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchEntry(f"there is no process {pid}") from None
     if not stat.has_memory:
@@ -51,7 +54,7 @@ def describe(pid: int) -> tuple[Identity, procfs.Stat]:
     return Identity(pid, stat.start_ticks), stat
 
 
-def _with_memory(stat: procfs.Stat) -> procfs.Stat:
+def _with_memory(stat: Stat) -> Stat:
     """*stat* of a process; where its main thread has ended, with the memory of a thread that runs.
 
     Raises:
@@ -61,7 +64,7 @@ def _with_memory(stat: procfs.Stat) -> procfs.Stat:
         return stat
     for tid in procfs.thread_ids(stat.pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found = procfs.read_thread_stat(stat.pid, tid)
+            found = read_thread_stat(stat.pid, tid)
             if found.has_memory:
                 return attrs.evolve(
                     stat,
@@ -76,17 +79,17 @@ def _with_memory(stat: procfs.Stat) -> procfs.Stat:
     return stat
 
 
-def read_status(pid: int) -> procfs.Status:
+def read_status(pid: int) -> Status:
     """What memory a process has, and whose it is.
 
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.
     """
-    status = procfs.read_status(pid)
+    status = read_status_of(pid)
     if status.resident_bytes:
         return status
-    thread = _with_memory(procfs.read_stat(pid)).thread
-    return status if thread == pid else procfs.parse_status(procfs.read_small(path_of(pid, thread, "status")))
+    thread = _with_memory(read_stat(pid)).thread
+    return status if thread == pid else parse_status(procfs.read_small(path_of(pid, thread, "status")))
 
 
 def read_text(pid: int, name: str) -> bytes:
@@ -99,7 +102,7 @@ def read_text(pid: int, name: str) -> bytes:
     with contextlib.suppress(ProcessLookupError):
         if text := procfs.read_file(path_of(pid, pid, name)):
             return text
-    thread = _with_memory(procfs.read_stat(pid)).thread
+    thread = _with_memory(read_stat(pid)).thread
     return procfs.read_file(path_of(pid, thread, name))
 
 
@@ -112,7 +115,7 @@ def read_timed(pid: int, name: str) -> tuple[bytes, int]:
         text, longest_ns = procfs.read_timed(path_of(pid, pid, name))
         if text:
             return text, longest_ns
-    thread = _with_memory(procfs.read_stat(pid)).thread
+    thread = _with_memory(read_stat(pid)).thread
     return procfs.read_timed(path_of(pid, thread, name))
 
 
@@ -156,7 +159,7 @@ class ProcessHandle:
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def ensure_same(self) -> procfs.Stat:
+    def ensure_same(self) -> Stat:
         """Make sure that the pid still means this process: what was opened by it before is its own.
 
         Raises:
@@ -164,7 +167,7 @@ class ProcessHandle:
         """
         gone = TargetExited(f"process {self.identity.pid} has ended")
         try:
-            stat = _with_memory(procfs.parse_stat(procfs.read_small_at(self._stat)))
+            stat = _with_memory(parse_stat(procfs.read_small_at(self._stat)))
         except (FileNotFoundError, ProcessLookupError):
             raise gone from None
         if stat.start_ticks != self.identity.start_ticks or self.exited:

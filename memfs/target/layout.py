@@ -11,7 +11,8 @@ from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
 
-from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.maps import Mapping
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import Span
 from memfs.target.origins import Device, Found, Origin
 

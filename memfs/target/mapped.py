@@ -12,8 +12,8 @@ import os
 import stat as stat_module
 from collections.abc import Iterator
 
+from memfs.linux.maps import Mapping
 from memfs.linux.mountinfo import MountList
-from memfs.linux.procfs import Mapping
 from memfs.linux.selfmap import map_line
 
 _ZERO_NUMBER = os.makedev(1, 5)  # Documentation/admin-guide/devices.txt

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 
 from memfs.linux import procfs
+from memfs.linux.stat import read_stat
+from memfs.linux.status import read_thread_status
 from memfs.target.origins import Device
 
 _NUMBERS = re.compile(rb"^\S+ \S+ \S+ (\S+) (\d+)", re.MULTILINE)
@@ -31,7 +33,5 @@ def find_shared(objects: Iterable[Numbers], pid: int) -> set[Numbers]:
 
 def _is_copy(pid: int) -> bool:
     """Whether *pid* is a frozen copy that a worker of the same mount holds, and so never runs."""
-    tracer = procfs.read_thread_status(pid, pid).tracer
-    return bool(
-        tracer and procfs.read_stat(tracer).parent == os.getppid() and not procfs.read_stat(pid).exit_signal
-    )
+    tracer = read_thread_status(pid, pid).tracer
+    return bool(tracer and read_stat(tracer).parent == os.getppid() and not read_stat(pid).exit_signal)

@@ -19,8 +19,8 @@ from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
 
+from memfs.linux.maps import Mapping
 from memfs.linux.mountinfo import MountList, MountTable, list_mounts, read_mounts_of
-from memfs.linux.procfs import Mapping
 from memfs.linux.selfmap import map_line
 from memfs.linux.span import Span
 from memfs.linux.syscalls import create_secret_memory

@@ -23,9 +23,11 @@ import attrs
 from memfs.errors import AccessDenied, MemfsError, TargetExited, TargetReplaced
 from memfs.linux import procfs
 from memfs.linux.execwatch import ExecWatch
+from memfs.linux.maps import Mapping, MappingQuery, parse_maps
 from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
-from memfs.linux.procfs import Mapping, MemoryUse
+from memfs.linux.smaps import MemoryUse, parse_smaps
 from memfs.linux.span import Span
+from memfs.linux.stat import TaskFlag
 from memfs.linux.syscalls import read_process
 from memfs.target.access import why_denied
 from memfs.target.identity import Identity, ProcessHandle, path_of, read_timed
@@ -84,11 +86,11 @@ class VmaFlagsCache:
 
 def _read_flags(identity: Identity) -> VmaFlags:
     text, longest_ns = read_timed(identity.pid, "smaps")
-    uses = {use.start: use for use in procfs.parse_smaps(text)}
+    uses = {use.start: use for use in parse_smaps(text)}
     fetching = [use.start for use in uses.values() if b"um" in use.flags]
     spans = {}
     if fetching:
-        spans = {m.span.start: m.span for m in procfs.parse_maps(text)}
+        spans = {m.span.start: m.span for m in parse_maps(text)}
     return VmaFlags(uses, tuple(spans[start] for start in fetching), longest_ns // 1000)
 
 
@@ -263,7 +265,7 @@ class AddressSpace(Space):
             stat = self._process.ensure_same()
         except TargetExited as error:
             return error
-        if stat.flags & procfs.TaskFlag.EXITING or not stat.has_memory:
+        if stat.flags & TaskFlag.EXITING or not stat.has_memory:
             return TargetExited(f"process {pid} is ending")
         return TargetReplaced(f"process {pid} has exec'ed another program")
 
@@ -304,7 +306,7 @@ class AddressSpace(Space):
 
     def layout_of(self, maps_text: bytes) -> Layout:
         """All that was mapped when :meth:`maps_text` was asked."""
-        return self._classify(tuple(map(self._with_exact_path, procfs.parse_maps(maps_text))))
+        return self._classify(tuple(map(self._with_exact_path, parse_maps(maps_text))))
 
     def layout_over(self, span: Span) -> Layout:
         """What is mapped now in *span* and meets it; cheap where the process has many VMAs."""
@@ -353,7 +355,7 @@ class AddressSpace(Space):
                     raise
             else:
                 return
-        for mapping in procfs.parse_maps(self.maps_text()):
+        for mapping in parse_maps(self.maps_text()):
             if mapping.span.clip(span):
                 yield mapping
 
@@ -365,13 +367,13 @@ class AddressSpace(Space):
         """
         wanted = frozenset(addresses)
         if not self._queries:
-            return wanted.intersection(found.span.start for found in procfs.parse_maps(self.maps_text()))
+            return wanted.intersection(found.span.start for found in parse_maps(self.maps_text()))
         return wanted.intersection(
             found.span.start for at in addresses for found in self.mappings_over(Span(at, at + 1))
         )
 
     def _query_over(self, span: Span, paths: bool) -> Iterator[Mapping]:
-        query = procfs.MappingQuery(self._maps, paths=paths)
+        query = MappingQuery(self._maps, paths=paths)
         at = span.start
         while at < span.end:
             try:

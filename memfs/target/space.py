@@ -7,9 +7,11 @@ from collections.abc import Mapping as ReadOnlyDict
 from typing import ClassVar, Self
 
 from memfs.errors import RangeUnmapped
+from memfs.linux.maps import Mapping
 from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
-from memfs.linux.procfs import Mapping, MemoryUse, Stat
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.stat import Stat
 from memfs.target.identity import Identity
 from memfs.target.layout import USER_END, Layout, Region
 

@@ -15,11 +15,13 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 
 from memfs.errors import AccessDenied, TargetExited, TargetStuck
-from memfs.linux import procfs, ptrace
+from memfs.linux import ptrace
 from memfs.linux.arch import Architecture, Machine, RegisterSet
 from memfs.linux.inheritance import Lenders
 from memfs.linux.ptrace import Event, Status
 from memfs.linux.registers import Registers
+from memfs.linux.stat import read_stat
+from memfs.linux.status import read_thread_status
 from memfs.target.access import why_denied
 from memfs.target.record import ThreadRecord
 
@@ -98,7 +100,7 @@ class StoppedProcess:
     def _explain_refusal(self, tid: int) -> bool:
         """Why *tid* cannot be seized; False where it has ended."""
         try:
-            status = procfs.read_thread_status(self.pid, tid)
+            status = read_thread_status(self.pid, tid)
         except (FileNotFoundError, ProcessLookupError):
             return False
         if status.state in _ENDED:
@@ -238,7 +240,7 @@ class StoppedProcess:
     def _has_signal(self, tid: int) -> bool:
         """Whether a signal is about to be delivered: then EINTR is what the thread must see."""
         try:
-            status = procfs.read_thread_status(self.pid, tid)
+            status = read_thread_status(self.pid, tid)
         except (FileNotFoundError, ProcessLookupError):
             return True
         return bool((status.pending | status.shared_pending) & ~status.blocked)
@@ -250,7 +252,7 @@ def _is_copy(pid: int, tracer: int) -> bool:
     Such a worker has the parent that we have, and a copy no exit signal.
     """
     try:
-        return procfs.read_stat(tracer).parent == os.getppid() and not procfs.read_stat(pid).exit_signal
+        return read_stat(tracer).parent == os.getppid() and not read_stat(pid).exit_signal
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 
-from memfs.linux import procfs, ptrace
+from memfs.linux import ptrace
+from memfs.linux.status import read_thread_status
 
 
 class Killed(Exception):
@@ -34,7 +35,7 @@ class Tracee:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         try:
-            self.inner_number = procfs.read_thread_status(pid, pid).inner_number
+            self.inner_number = read_thread_status(pid, pid).inner_number
         except BaseException:
             os.close(self._pidfd)
             raise

@@ -18,7 +18,7 @@ from collections.abc import Mapping as ReadOnlyDict
 import attrs
 
 from memfs.linux.arch import Call
-from memfs.linux.procfs import MemoryUse
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.injection import Injection
 from memfs.target.layout import Kind, Layout, Region

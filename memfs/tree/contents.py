@@ -10,8 +10,8 @@ from memfs.errors import NoSuchEntry, TargetExited
 from memfs.image.memory import Memory
 from memfs.image.source import Source
 from memfs.image.text import Text
-from memfs.linux import procfs
 from memfs.linux.span import Span
+from memfs.linux.status import read_status
 from memfs.snapshot.core import open_core, size_core
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
@@ -61,7 +61,7 @@ class Contents:
         """
         if node == _SELF:
             try:
-                return b"%d" % procfs.read_status(caller).process
+                return b"%d" % read_status(caller).process
             except (FileNotFoundError, ProcessLookupError):
                 raise NoSuchEntry("the reader is in another pid namespace") from None
         if not isinstance(node, ProcessNode):

@@ -11,8 +11,9 @@ from typing import overload
 
 from memfs.errors import NoSuchEntry
 from memfs.image.residency import ResidencyCounter, held_by_region
-from memfs.linux import procfs
 from memfs.linux.span import PAGE_BYTES
+from memfs.linux.stat import Stat
+from memfs.linux.status import Status
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import describe
@@ -88,8 +89,8 @@ class Inspector:
     def ownership(
         self,
         owner: Owner,
-        stat: procfs.Stat | None = None,
-        status: procfs.Status | None = None,
+        stat: Stat | None = None,
+        status: Status | None = None,
     ) -> Ownership:
         """Who owns the files of a process or a snapshot, now or a moment ago.
 
@@ -235,6 +236,6 @@ class _VmaEntries(Sequence[Entry]):
         return self._describe(self._regions[index], self._held[index])
 
 
-def _ownership_of(status: procfs.Status, ctime_ns: int, *, live: bool) -> Ownership:
+def _ownership_of(status: Status, ctime_ns: int, *, live: bool) -> Ownership:
     held_bytes = status.resident_bytes + status.swapped_bytes
     return Ownership(status.uid, status.gid, ctime_ns, held_bytes, live)

@@ -10,7 +10,7 @@ import threading
 import time
 
 from memfs.errors import TargetExited
-from memfs.linux import procfs
+from memfs.linux.status import Status
 from memfs.target.identity import Identity, read_status
 from memfs.target.origins import Device
 from memfs.target.process import AddressSpace, VmaFlagsCache
@@ -26,7 +26,7 @@ class Looks:
         self._flags = flags
         self._lock = threading.Lock()
         self._spaces: dict[tuple[Identity, bool], tuple[float, AddressSpace]] = {}
-        self._statuses: dict[Identity, tuple[float, procfs.Status]] = {}
+        self._statuses: dict[Identity, tuple[float, Status]] = {}
 
     def space(self, identity: Identity, *, memory: bool, own_device: Device | None) -> AddressSpace:
         """The address space of a process, for someone who closes it; see :class:`AddressSpace`.
@@ -54,7 +54,7 @@ class Looks:
                 self.forget_old()
         return space
 
-    def status(self, identity: Identity) -> procfs.Status:
+    def status(self, identity: Identity) -> Status:
         """Whose process it is, and how much memory it holds, now or a moment ago.
 
         Raises:
@@ -80,4 +80,4 @@ class Looks:
 
 
 _NO_SPACE: tuple[float, AddressSpace | None] = 0.0, None
-_NO_STATUS: tuple[float, procfs.Status | None] = 0.0, None
+_NO_STATUS: tuple[float, Status | None] = 0.0, None

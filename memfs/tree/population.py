@@ -6,6 +6,8 @@ from contextlib import suppress
 
 from memfs.errors import NoSuchEntry
 from memfs.linux import procfs
+from memfs.linux.stat import Stat
+from memfs.linux.status import Status, read_status
 from memfs.snapshot.registry import Snapshots
 from memfs.target.identity import Identity, describe
 from memfs.target.layout import safe_name
@@ -23,7 +25,7 @@ class Population:
         self._snapshots = snapshots
         self._bearers: dict[bytes, Identity] = {}
 
-    def processes(self) -> Iterator[tuple[Identity, procfs.Stat]]:
+    def processes(self) -> Iterator[tuple[Identity, Stat]]:
         """The processes that have memory, in order of their pid; frozen copies are none."""
         copies = self._snapshots.copies()
         for pid in procfs.process_ids():
@@ -31,7 +33,7 @@ class Population:
                 with suppress(NoSuchEntry):
                     yield describe(pid)
 
-    def find_process(self, pid: int) -> tuple[Identity, procfs.Stat, procfs.Status]:
+    def find_process(self, pid: int) -> tuple[Identity, Stat, Status]:
         """The process with that number, which is none of a thread.
 
         Raises:
@@ -40,7 +42,7 @@ class Population:
         with suppress(FileNotFoundError, ProcessLookupError):
             if pid not in self._snapshots.copies():
                 identity, stat = describe(pid)
-                status = procfs.read_status(stat.thread)
+                status = read_status(stat.thread)
                 if status.process == pid:
                     return identity, stat, status
         raise NoSuchEntry(f"there is no process {pid}")
@@ -70,6 +72,6 @@ class Population:
         return alive
 
 
-def comm_of(stat: procfs.Stat) -> bytes:
+def comm_of(stat: Stat) -> bytes:
     """The name of a process as the tree writes it."""
     return safe_name(stat.comm)

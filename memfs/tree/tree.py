@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from memfs.errors import NoSuchEntry
-from memfs.linux import procfs
+from memfs.linux.stat import Stat
+from memfs.linux.status import Status
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity, read_status
@@ -164,8 +165,8 @@ class Tree:
     def _process_entry(
         self,
         identity: Identity,
-        stat: procfs.Stat | None = None,
-        status: procfs.Status | None = None,
+        stat: Stat | None = None,
+        status: Status | None = None,
         name: Name = Name.PROCESS,
     ) -> Entry:
         """A process's directory, or the link of that *name* to it; *stat*, *status*: if read already."""

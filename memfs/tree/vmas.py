@@ -10,7 +10,8 @@ from collections.abc import Mapping as ReadOnlyDict
 import attrs
 
 from memfs.errors import NoSuchEntry
-from memfs.linux.procfs import Mapping, MemoryUse, parse_maps
+from memfs.linux.maps import Mapping, parse_maps
+from memfs.linux.smaps import MemoryUse
 from memfs.target.kept import Kept
 from memfs.target.space import Space
 from memfs.tree.names import XATTR_PREFIX

@@ -14,7 +14,7 @@ from support.target import Target
 from unit.ways import WAYS, Way
 
 from memfs.linux import span as memfs_span
-from memfs.linux.procfs import Access
+from memfs.linux.maps import Access
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace, VmaFlagsCache
 from memfs.tree.attributes import Entry

@@ -20,8 +20,8 @@ from memfs.fuse.options import SpliceMode
 from memfs.fuse.service import Service
 from memfs.image.source import Workspace
 from memfs.image.text import Text
-from memfs.linux.procfs import read_last_cpu
 from memfs.linux.span import Span
+from memfs.linux.stat import read_last_cpu
 
 _ALL = os.sched_getaffinity(0)
 pytestmark = pytest.mark.skipif(len(_ALL) < 2, reason="there is one CPU: nothing to choose")

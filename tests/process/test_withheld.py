@@ -17,7 +17,7 @@ from support.pattern import PAGE, fill
 from support.target import Target
 
 from memfs.errors import CannotFreeze, MemfsError, RangeUnmapped
-from memfs.linux.procfs import MemoryUse
+from memfs.linux.smaps import MemoryUse
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.values import Fate

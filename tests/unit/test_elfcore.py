@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unit.values import accesses, page_spans
 
 from memfs.image.elfcore import CoreFilter, Extent, Segment, dumped_bytes, lay_out
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.x86 import FORMAT_32, FORMAT_64
 

@@ -18,7 +18,7 @@ from unit.values import mappings
 
 from memfs.image.elfcore import lay_out
 from memfs.image.elfnotes import pack_notes
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.registers import X86Registers
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.x86 import FORMAT_32, FORMAT_64

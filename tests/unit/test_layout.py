@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.values import mappings, page_spans
 
-from memfs.linux.procfs import Access, Mapping, MemoryUse
+from memfs.linux.maps import Access, Mapping
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, kind_of, make_layout, needs_flags
 from memfs.target.origins import Device, Found, Origin, origin_by_type

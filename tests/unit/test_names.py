@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.values import mappings
 
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import Span
 from memfs.target.layout import label_of, name_of, safe_name, start_of
 

@@ -7,7 +7,8 @@ from unittest.mock import create_autospec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.linux.procfs import Access, Mapping, MemoryUse
+from memfs.linux.maps import Access, Mapping
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.ahead import MEMORY, SWAPPED, plan
 from memfs.snapshot.places import Wanted, find_cover, group, merge

@@ -7,17 +7,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.values import UINT64, format_maps_line, mappings
 
-from memfs.linux.procfs import (
-    Access,
-    Mapping,
-    MemoryUse,
-    TaskFlag,
-    parse_maps,
-    parse_smaps,
-    parse_stat,
-    parse_status,
-)
+from memfs.linux.maps import Access, Mapping, parse_maps
+from memfs.linux.smaps import MemoryUse, parse_smaps
 from memfs.linux.span import Span
+from memfs.linux.stat import TaskFlag, parse_stat
+from memfs.linux.status import parse_status
 
 STARTS = st.integers(0, (1 << 40) - 1).map(lambda page: page << 12)
 KIB = st.integers(0, (1 << 40) - 1)

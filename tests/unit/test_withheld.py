@@ -2,7 +2,8 @@
 
 import pytest
 
-from memfs.linux.procfs import Access, Mapping, MemoryUse
+from memfs.linux.maps import Access, Mapping
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.withheld import MOST, Withheld, find_withheld

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from memfs.linux.procfs import Access, Mapping
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
 
 USER_PAGES = (1 << 56) // PAGE_BYTES
