@@ -38,11 +38,12 @@ from memfs.target.fork import Forked
 from memfs.target.identity import ProcessHandle, identify, read_status
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
-from memfs.target.process import AddressSpace, VmaFlags, VmaFlagsCache
+from memfs.target.process import AddressSpace
 from memfs.target.record import ThreadRecord
 from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
+from memfs.target.vmaflags import VmaFlags, VmaFlagsCache
 from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_be_pinned
 
 _SERVED = "another process or machine serves its file"

@@ -17,7 +17,8 @@ from memfs.snapshot.info import format_info
 from memfs.snapshot.values import Frozen
 from memfs.target.identity import Identity
 from memfs.target.layout import Layout
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 
 
 @attrs.frozen

@@ -17,7 +17,8 @@ from memfs.linux.lease import has_no_writer
 from memfs.snapshot.values import FILE_CLOCK_NS, FileState
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.origins import ObjectKey, object_key
-from memfs.target.process import AddressSpace, VmaFlags
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlags
 
 
 def find_steady(layout: Layout, known: VmaFlags, space: AddressSpace) -> frozenset[ObjectKey]:

@@ -11,124 +11,32 @@ PTRACE_MODE_ATTACH for mem; all at open.
 
 import contextlib
 import copy
-import errno
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as ReadOnlyDict
 from typing import Self
 
-import attrs
-
 from memfs.errors import AccessDenied, MemfsError, TargetExited, TargetReplaced
-from memfs.linux import procfs
-from memfs.linux.execwatch import ExecWatch
-from memfs.linux.maps import Mapping, MappingQuery, parse_maps
+from memfs.linux.maps import Mapping, parse_maps
 from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
-from memfs.linux.smaps import MemoryUse, parse_smaps
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import Span
 from memfs.linux.stat import TaskFlag
 from memfs.linux.syscalls import read_process
-from memfs.target.access import why_denied
-from memfs.target.identity import Identity, ProcessHandle, path_of, read_timed
-from memfs.target.kept import Kept
+from memfs.target.identity import Identity, ProcessHandle
 from memfs.target.layout import Layout, make_layout, needs_flags
+from memfs.target.mapsfile import MapsFile
+from memfs.target.openfiles import OpenFiles, open_files
 from memfs.target.origins import Device, has_unique_numbers, origins
 from memfs.target.sameness import marks_of
 from memfs.target.space import Space, unmapped
 from memfs.target.swapped import SwapKeeper
+from memfs.target.vmaflags import VmaFlags, VmaFlagsCache
 
 _LONG_BYTES = 1 << 17
 """From here on process_vm_readv and the question after it take less time than a read of /proc/PID/mem."""
 _TRIES = 16
 _WAITED_BYTES = 1
-
-
-@attrs.frozen
-class VmaFlags:
-    """What only smaps tells: each VMA's use and flags, by its start address.
-
-    Attributes:
-        fetched: VMAs whose missing pages a userfaultfd supplies. A page that is not there may have
-            any content, so it is no hole.
-        longest_read_us: how long the longest read of smaps took: so long may a thread of the process that
-            wanted to map or unmap memory have waited for us.
-    """
-
-    uses: ReadOnlyDict[int, MemoryUse]
-    fetched: tuple[Span, ...]
-    longest_read_us: int
-
-
-class VmaFlagsCache:
-    """The flags of the VMAs of processes, kept for a while.
-
-    The kernel walks every page table of the process to print smaps: 13 ms for each GiB of small pages.
-    """
-
-    def __init__(self) -> None:
-        self._kept: Kept[Identity, VmaFlags] = Kept()
-
-    def get(self, identity: Identity, *, must_know: tuple[int, ...] = ()) -> VmaFlags:
-        """The flags of the process's VMAs, read anew if they are old or lack one of *must_know*."""
-        return self._kept.get(
-            identity,
-            lambda: _read_flags(identity),
-            lambda flags: all(map(flags.uses.__contains__, must_know)),
-        )
-
-    def pin(self, identity: Identity) -> VmaFlags:
-        """Read them, and keep them from now on: the process is about to be stopped and cannot wait."""
-        flags = _read_flags(identity)
-        self._kept.pin(identity, flags)
-        return flags
-
-
-def _read_flags(identity: Identity) -> VmaFlags:
-    text, longest_ns = read_timed(identity.pid, "smaps")
-    uses = {use.start: use for use in parse_smaps(text)}
-    fetching = [use.start for use in uses.values() if b"um" in use.flags]
-    spans = {}
-    if fetching:
-        spans = {m.span.start: m.span for m in parse_maps(text)}
-    return VmaFlags(uses, tuple(spans[start] for start in fetching), longest_ns // 1000)
-
-
-class _Files:
-    """What is open of one mm: closed by the last who holds it."""
-
-    def __init__(self, process: ProcessHandle) -> None:
-        self.process = process
-        self._descriptors: list[int] = []
-        self._holders = 1
-        self._lock = threading.Lock()
-
-    def add(self, fd: int) -> int:
-        """Take *fd* over; returns it."""
-        self._descriptors.append(fd)
-        return fd
-
-    def clear(self) -> None:
-        """Close the descriptors, but not the handle of the process."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-    def hold(self) -> bool:
-        """Hold it once more; False where it is closed already."""
-        with self._lock:
-            if not self._holders:
-                return False
-            self._holders += 1
-            return True
-
-    def let_go(self) -> None:
-        """Undo one hold."""
-        with self._lock:
-            self._holders -= 1
-            last = not self._holders
-        if last:
-            self.clear()
-            self.process.close()
 
 
 class AddressSpace(Space):
@@ -167,65 +75,22 @@ class AddressSpace(Space):
         self.identity = identity
         self._flags = flags
         self._own_device = own_device
-        self._queries = True
         self._frozen = frozen
-        self._thread = identity.pid
-        self._watch: ExecWatch | None = None
-        self.mem = self._pagemap = self._maps = -1
-        self._process = ProcessHandle(identity)
-        self._files: _Files | None = _Files(self._process)
+        opened = open_files(ProcessHandle(identity), memory=memory, watched=watched, frozen=frozen)
+        self._files: OpenFiles | None = opened.files
+        self._process = opened.files.process
+        self._thread = opened.thread
+        self._watch = opened.watch
+        self.stat = opened.stat
+        self.mem = opened.files.mem
+        self._pagemap = opened.files.pagemap
+        self._maps = MapsFile(opened.files.maps)
         self._swap = SwapKeeper(self._process)
-        try:
-            self._open_all(memory, watched)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open_all(self, memory: bool, watched: bool) -> None:
-        # The descriptors are opened one by one, and an exec may come between two of them. Then they
-        # would belong to two programs. Or the thread by which they are opened ends, and they show nothing.
-        # So look whether both are still the same, or try again.
-        files = self._files
-        assert files is not None
-        before = self._process.ensure_same()
-        for _ in range(_TRIES):
-            self._thread = before.thread
-            self._watch = _try_to_watch(before.thread) if watched else None
-            opened = self._try_to_open(files, memory)
-            self.stat = self._process.ensure_same()
-            if not opened and not self.stat.has_memory:
-                raise TargetExited(f"process {self.identity.pid} is ending")
-            same = before.same_program(self.stat) and before.thread == self.stat.thread
-            if opened and same and not (self.is_watched and self.has_changed):
-                return
-            before = self.stat
-            self._close_watch()
-            files.clear()
-        raise TargetReplaced(f"process {self.identity.pid} runs one program after another", "try again")
-
-    def _try_to_open(self, files: _Files, memory: bool) -> bool:
-        """Open the files of the thread; False where it has ended."""
-        try:
-            self._maps = files.add(self._open("maps"))
-            self._pagemap = files.add(self._open("pagemap"))
-            if memory:
-                self.mem = files.add(self._open("mem"))
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return True
-
-    def _open(self, name: str) -> int:
-        pid = self.identity.pid
-        try:
-            return os.open(path_of(pid, self._thread, name), os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError:
-            reason = why_denied(self._thread)
-            raise AccessDenied(f"process {pid} may not be read: {reason.cause}", reason.mend) from None
 
     def again(self) -> Self | None:
-        """The same, for someone else who closes it; None where it was closed, or the program has changed.
+        """Share this space with another owner; None where it is closed or the program has changed.
 
-        Not for a space that is watched.
+        Both owners close theirs. A space that is watched cannot be shared.
 
         Raises:
             TargetExited: the process has ended.
@@ -249,17 +114,15 @@ class AddressSpace(Space):
         """Give all descriptors back; a second call does nothing."""
         files, self._files = self._files, None
         if files is not None:
-            self._close_watch()
-            self.mem = self._pagemap = self._maps = -1
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.close()
+            self.mem = self._pagemap = -1
+            self._maps = MapsFile(-1)
             files.let_go()
 
-    def _close_watch(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.close()
-
     def gone(self) -> MemfsError:
-        """The error for an mm that has no user any more: has the process ended, or exec'ed?"""
+        """Return the error for an mm that has no user any more: the process has ended, or has run exec."""
         pid = self.identity.pid
         try:
             stat = self._process.ensure_same()
@@ -271,14 +134,14 @@ class AddressSpace(Space):
 
     @property
     def is_watched(self) -> bool:
-        """Whether it is known at any moment if the process still has the mm that was opened."""
+        """Whether :attr:`has_changed` is certain."""
         return self._frozen or self._watch is not None
 
     @property
     def has_changed(self) -> bool:
-        """Whether the process may have another mm now, or has ended: the kernel's word, if is_watched.
+        """Whether the process has ended or may have another mm now; certain if :attr:`is_watched`.
 
-        What was read by the pid before this is answered with False belongs to the mm that was opened.
+        Where this is False, all that was read by the pid before belongs to the mm that was opened.
         """
         if self._frozen:
             return self._process.exited
@@ -295,25 +158,25 @@ class AddressSpace(Space):
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
-        with contextlib.suppress(ProcessLookupError):
-            if text := procfs.read_whole(self._maps):
-                return text
-        raise self.gone()
+        try:
+            return self._maps.text()
+        except ProcessLookupError:
+            raise self.gone() from None
 
     def layout(self) -> Layout:
-        """All that is mapped now."""
+        """Return all that is mapped now."""
         return self.layout_of(self.maps_text())
 
     def layout_of(self, maps_text: bytes) -> Layout:
-        """All that was mapped when :meth:`maps_text` was asked."""
+        """Return all that was mapped when :meth:`maps_text` returned *maps_text*."""
         return self._classify(tuple(map(self._with_exact_path, parse_maps(maps_text))))
 
     def layout_over(self, span: Span) -> Layout:
-        """What is mapped now in *span* and meets it; cheap where the process has many VMAs."""
+        """Return the VMAs that meet *span* now; cheap where the process has many VMAs."""
         return self._classify(tuple(self.mappings_over(span, paths=True)))
 
     def _with_exact_path(self, mapping: Mapping) -> Mapping:
-        """The text prints a newline as ``\\012``, and so does it print those four bytes: ask which it is."""
+        """Query the path if it may be ambiguous: the text prints a newline and the bytes ``\\012`` alike."""
         if b"\n" not in mapping.path:
             return mapping
         return next(self.mappings_over(mapping.span, paths=True), mapping)
@@ -345,19 +208,10 @@ class AddressSpace(Space):
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
-        if self._queries:
-            try:
-                yield from self._query_over(span, paths)
-            except OSError as error:
-                if error.errno == errno.ENOTTY:  # before Linux 6.11
-                    self._queries = False
-                elif error.errno != errno.ENAMETOOLONG:  # the query knows no path above PATH_MAX
-                    raise
-            else:
-                return
-        for mapping in parse_maps(self.maps_text()):
-            if mapping.span.clip(span):
-                yield mapping
+        try:
+            yield from self._maps.over(span, paths=paths)
+        except ProcessLookupError:
+            raise self.gone() from None
 
     def beginning(self, addresses: list[int]) -> frozenset[int]:
         """Those of *addresses* at which a VMA begins.
@@ -365,25 +219,10 @@ class AddressSpace(Space):
         Raises:
             TargetExited, TargetReplaced: the mm is gone.
         """
-        wanted = frozenset(addresses)
-        if not self._queries:
-            return wanted.intersection(found.span.start for found in parse_maps(self.maps_text()))
-        return wanted.intersection(
-            found.span.start for at in addresses for found in self.mappings_over(Span(at, at + 1))
-        )
-
-    def _query_over(self, span: Span, paths: bool) -> Iterator[Mapping]:
-        query = MappingQuery(self._maps, paths=paths)
-        at = span.start
-        while at < span.end:
-            try:
-                mapping = query.at(at)
-            except ProcessLookupError:
-                raise self.gone() from None
-            if mapping is None or mapping.span.start >= span.end:
-                return
-            yield mapping
-            at = mapping.span.end
+        try:
+            return self._maps.beginning(addresses)
+        except ProcessLookupError:
+            raise self.gone() from None
 
     def pages(
         self, span: Span, scanner: Scanner, limit: int = MOST_RUNS, *, files: bool = False
@@ -465,7 +304,7 @@ class AddressSpace(Space):
         return self._living_thread()
 
     def _living_thread(self) -> int:
-        """The main thread, or another one where that has ended: it has the same memory.
+        """Return the tid of the main thread, or of another thread where that has ended: they share the mm.
 
         Raises:
             TargetExited: the process has ended.
@@ -491,17 +330,17 @@ class AddressSpace(Space):
             self.ensure_same_program()
 
     def _has(self, thread: int) -> bool:
-        """Whether that number has been a thread of the process all the time; the main thread's always is."""
+        """Whether *thread* has been a tid of the process all the time, as that of the main thread has."""
         pid = self.identity.pid
         return thread == pid or os.path.exists(f"/proc/{pid}/task/{thread}")
 
     def ensure_unchanged(self, mapping: Mapping, mtime_ns: int, size_bytes: int) -> None:
-        """A running process shows an object as it is."""
+        """Do nothing: a running process shows an object as it is."""
 
     def ensure_same_program(self) -> None:
-        """Make sure that what was just done by the pid was done to this mm, as far as can be told.
+        """Make sure, as far as possible, that what was just done by the pid was done to this mm.
 
-        Without a watch, or where the thread has ended that was watched, the answer rests on addresses.
+        Without a watch, or where the watched thread has ended, the proof rests on addresses.
 
         Raises:
             TargetExited, TargetReplaced: it may have been done to another program.
@@ -522,10 +361,3 @@ class AddressSpace(Space):
             return False
         with now:
             return marks_of(now) == marks_of(self)
-
-
-def _try_to_watch(tid: int) -> ExecWatch | None:
-    try:
-        return ExecWatch(tid)
-    except OSError:
-        return None

@@ -18,8 +18,9 @@ from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.target.identity import describe
 from memfs.target.layout import Region, name_of
 from memfs.target.origins import Device
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
 from memfs.target.space import Space
+from memfs.target.vmaflags import VmaFlagsCache
 from memfs.tree.inodes import is_vma
 from memfs.tree.looks import Looks
 from memfs.tree.names import SNAPSHOT_XATTR

@@ -13,7 +13,8 @@ from memfs.errors import TargetExited
 from memfs.linux.status import Status
 from memfs.target.identity import Identity, read_status
 from memfs.target.origins import Device
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 
 _KEPT_S = 0.01
 _MOST_KEPT = 16

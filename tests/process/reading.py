@@ -23,8 +23,9 @@ from memfs.image.source import Workspace
 from memfs.linux import span as memfs_span
 from memfs.linux.pagemap import Scanner
 from memfs.target.identity import identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
 from memfs.target.space import Space
+from memfs.target.vmaflags import VmaFlagsCache
 
 LONGEST = 200 * PAGE
 """The longest read here: with a header it fits into a pipe of 1 MiB, wherever in a page it begins."""
@@ -57,7 +58,7 @@ class Reader:
         if self.frozen or self.copied:
             return self.freezer.freeze(pid, copy_all=self.copied).open()
         space = AddressSpace(identify(pid), VmaFlagsCache(), memory=True)
-        space._queries = self.queries
+        space._maps._has_query = self.queries
         return space
 
     def open(self, pid: int, span: Span) -> "Opened":

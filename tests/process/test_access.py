@@ -11,7 +11,8 @@ from process.trees import plain_tree
 from memfs.errors import AccessDenied
 from memfs.target.access import may_trace_all
 from memfs.target.identity import identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 from memfs.tree.nodes import Name, ProcessNode
 
 NOBODY = 65534

@@ -18,7 +18,8 @@ from memfs.image.memory import Memory
 from memfs.image.source import Piece, Workspace
 from memfs.linux.span import Span as MemfsSpan
 from memfs.target.identity import identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 
 KINDS = ("private-runs", "shared-anon", "memfd-private", "file-private", "file-shared", "none-data")
 

@@ -18,7 +18,8 @@ from unit.ways import WAYS, Way
 from memfs.errors import MemfsError, NoSuchEntry, TargetExited, TargetReplaced
 from memfs.linux.syscalls import read_process
 from memfs.target.identity import Identity, ProcessHandle, identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 
 KINDS = (
     "private-runs",

@@ -21,9 +21,10 @@ from memfs.image.source import Workspace
 from memfs.linux.span import Span as MemfsSpan
 from memfs.snapshot.values import Fate
 from memfs.target.identity import identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
 from memfs.target.sameness import marks_of
 from memfs.target.space import Space
+from memfs.target.vmaflags import VmaFlagsCache
 from memfs.tree.inodes import Fixed, Name, ProcessNode
 
 _FILL, _NEW = 5, 9

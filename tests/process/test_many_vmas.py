@@ -16,7 +16,8 @@ from unit.ways import WAYS, Way
 from memfs.linux import span as memfs_span
 from memfs.linux.maps import Access
 from memfs.target.identity import identify
-from memfs.target.process import AddressSpace, VmaFlagsCache
+from memfs.target.process import AddressSpace
+from memfs.target.vmaflags import VmaFlagsCache
 from memfs.tree.attributes import Entry
 from memfs.tree.contents import attribute_names
 from memfs.tree.nodes import Name, ProcessNode, VmaNode
