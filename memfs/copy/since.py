@@ -16,7 +16,7 @@ import attrs
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
-from memfs.linux.span import Span
+from memfs.linux.span import Span, tiles
 from memfs.tree.names import SINCE_NAME, SNAPSHOT_XATTR
 
 _UPPER = b"0000"
@@ -209,16 +209,10 @@ def asked_of(source: Reading, names: tuple[str, ...], old_name: str, old: int) -
     if names == ("core",):
         known = set(core_stretches(old))
         stretches, anyway = [], []
-        at = 0
-        for stretch in core_stretches(source.fd):
-            if stretch.span.start > at:
-                anyway.append(Span(at, stretch.span.start))
-            if stretch in known:
+        for span, stretch in tiles(whole, core_stretches(source.fd)):
+            if stretch is not None and stretch in known:
                 stretches.append(stretch)
             else:
-                anyway.append(stretch.span)
-            at = stretch.span.end
-        if at < size:
-            anyway.append(Span(at, size))
+                anyway.append(span)
         return Asked(tuple(stretches), tuple(anyway))
     return Asked((), (whole,))

@@ -21,7 +21,7 @@ from memfs.image.servant import Copy, FileState, Forget, Look, Part
 from memfs.image.source import Piece, Workspace
 from memfs.linux import wire
 from memfs.linux.pagemap import PageKind, Scanner
-from memfs.linux.span import Span
+from memfs.linux.span import Span, tiles
 from memfs.target.layout import Region
 from memfs.target.origins import Device
 from memfs.target.space import Space
@@ -107,24 +107,20 @@ class ServedFiles:
     def _parts(
         self, region: Region, part: Span, scanner: Scanner, swapped: list[Span]
     ) -> Iterator[tuple[Span, PageKind]]:
-        """*part*, cut: OWN is what the page tables know, UNTOUCHED what only the server does, EMPTY zeros.
+        """Cut *part*: OWN is what the page tables hold, EMPTY zeros, UNTOUCHED what only the server has.
 
-        What of the first is swapped out is added to *swapped*.
+        What is held but swapped out is added to *swapped*.
         """
-        at = part.start
-        for run in self._space.pages(part.page_aligned(), scanner, files=True):
-            span = run.span.clip(part)
-            known = run.held or (run.kind is PageKind.EMPTY and not region.mapping.shared)
-            if not span or not known:
+        private = not region.mapping.shared
+        runs = self._space.pages(part.page_aligned(), scanner, files=True)
+        known = (run for run in runs if run.held or (run.kind is PageKind.EMPTY and private))
+        for span, run in tiles(part, known):
+            if run is None:
+                yield span, PageKind.UNTOUCHED
                 continue
-            if span.start > at:
-                yield Span(at, span.start), PageKind.UNTOUCHED
             if run.swapped:
                 swapped.append(span.page_aligned())
             yield span, PageKind.OWN if run.held else PageKind.EMPTY
-            at = span.end
-        if at < part.end:
-            yield Span(at, part.end), PageKind.UNTOUCHED
 
     def _copy(self, region: Region, parts: tuple[Part, ...], into: int, *, asks_server: bool) -> None:
         look = Look(self._space.objects_pid, region.mapping)

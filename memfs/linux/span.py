@@ -1,5 +1,8 @@
 """The one type for a range of bytes: half-open, in addresses or in file offsets."""
 
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
 import attrs
 
 PAGE_BYTES = 4096
@@ -39,3 +42,35 @@ class Span:
     def page_aligned(self) -> "Span":
         """The smallest span of whole pages that holds this one."""
         return Span(self.start & -PAGE_BYTES, -(-self.end // PAGE_BYTES) * PAGE_BYTES)
+
+
+class Spanned(Protocol):
+    """Anything that takes up a span: a VMA, a run of pages, an extent of a file."""
+
+    @property
+    def span(self) -> Span:
+        """The bytes that it takes up."""
+
+
+_Part = TypeVar("_Part", bound=Spanned)
+
+
+def tiles(whole: Span, parts: Iterable[_Part]) -> Iterator[tuple[Span, _Part | None]]:
+    """Cut *whole* into *parts* and the gaps between them.
+
+    Yields, in order, what of each part lies in *whole*, with the part, and each gap with None. No tile is
+    empty. The parts are in order and do not overlap; they are taken one by one, as the caller goes on.
+    """
+    at = whole.start
+    for part in parts:
+        if part.span.start >= whole.end:
+            break
+        span = part.span.clip(whole)
+        if not span:
+            continue
+        if span.start > at:
+            yield Span(at, span.start), None
+        yield span, part
+        at = span.end
+    if at < whole.end:
+        yield Span(at, whole.end), None

@@ -17,7 +17,7 @@ import attrs
 from memfs.errors import MemfsError, TargetExited
 from memfs.linux.frames import Comparer, shows_frames
 from memfs.linux.lease import has_no_writer
-from memfs.linux.span import PAGE_BYTES, Span
+from memfs.linux.span import PAGE_BYTES, Span, tiles
 from memfs.snapshot.values import Fate, Frozen, Part
 from memfs.target.layout import Kind
 from memfs.target.origins import ObjectKey, object_key
@@ -121,17 +121,11 @@ def _compare_all(earlier: Frames, later: Frames, comparer: Comparer | None) -> I
         if any(span.clip(other) for other in fetched):
             yield span
             continue
-        at = span.start
-        for other in before[bisect.bisect_right(ends, span.start) :]:
-            common = other.region.span.clip(span)
-            if not common:
-                break
-            if common.start > at:
-                yield Span(at, common.start)
-            yield from _compare_part(earlier, later, other, part, common, comparer)
-            at = common.end
-        if at < span.end:
-            yield Span(at, span.end)
+        for common, other in tiles(span, before[bisect.bisect_right(ends, span.start) :]):
+            if other is None:
+                yield common
+            else:
+                yield from _compare_part(earlier, later, other, part, common, comparer)
 
 
 def _unmapped(earlier: Frozen, later: Frozen) -> Iterator[Span]:

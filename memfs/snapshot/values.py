@@ -86,6 +86,11 @@ class Part:
     copied_at: int = 0
 
     @property
+    def span(self) -> Span:
+        """Its addresses."""
+        return self.region.span
+
+    @property
     def shift(self) -> int:
         """What must be added to an address for its place in the copy, of a VMA that was copied."""
         return self.copied_at - self.region.span.start
