@@ -21,35 +21,31 @@ from memfs.linux.inside import ThreadNumbers
 from memfs.linux.machine import this_machine
 from memfs.linux.smaps import MemoryUse
 from memfs.snapshot import ahead
-from memfs.snapshot.aside import SHARED, Aside, what_fork_does_not_keep
+from memfs.snapshot.aside import Aside
 from memfs.snapshot.described import read_process
+from memfs.snapshot.fates import Facts, decide_all, find_private, find_wanted, is_steady, uses_of_process
 from memfs.snapshot.follow import Follower
-from memfs.snapshot.places import Wanted, group
-from memfs.snapshot.priority import first_place, take_first_place
+from memfs.snapshot.places import group
+from memfs.snapshot.priority import first_place, spared_when_memory_is_short, take_first_place
 from memfs.snapshot.reap import end_quietly, reap
 from memfs.snapshot.segments import Segments, hold_segments
 from memfs.snapshot.steady import find_steady, read_states
-from memfs.snapshot.values import Fate, FileState, Frozen, Part, Phases, Reaping, Request
+from memfs.snapshot.values import FileState, Frozen, Part, Phases, Reaping, Request
 from memfs.target import fork, restartable
 from memfs.target.access import may_trace_all
 from memfs.target.bounded import BoundedLooks
 from memfs.target.callsite import find_call_address
 from memfs.target.fork import Forked
 from memfs.target.identity import ProcessHandle, identify, read_status
-from memfs.target.layout import Kind, Layout, Region
-from memfs.target.origins import ObjectKey, object_key
+from memfs.target.layout import Kind, Region
+from memfs.target.origins import ObjectKey
 from memfs.target.process import AddressSpace
 from memfs.target.record import ThreadRecord
 from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
-from memfs.target.vmaflags import VmaFlags, VmaFlagsCache
-from memfs.target.withheld import DONTFORK, FLAGS, Withheld, find_withheld, may_be_pinned
-
-_SERVED = "another process or machine serves its file"
-_TOO_MUCH = "and more than snapshot_copy allows"
-_BY_OTHERS = ", and other processes that map it did not stand still"
-_NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
+from memfs.target.vmaflags import VmaFlagsCache
+from memfs.target.withheld import find_withheld, may_be_pinned
 
 _CALL_S = 1.0
 _CALL_S_PER_BYTE = 0.1 / (1 << 30)
@@ -110,7 +106,7 @@ class Freezing:
             fork.ensure_possible(self._pid, self._space.objects_pid)
         try:
             self._copy_ahead()
-            with _spared():
+            with spared_when_memory_is_short():
                 self._stop_and_copy(_CALL_S + resident_bytes * _CALL_S_PER_BYTE)
             if self._follower is not None:
                 self._check(self._follower)
@@ -171,13 +167,13 @@ class Freezing:
         self._may_be_pinned = may_be_pinned(layout, self._known.uses)
         self._withheld = find_withheld(layout, layout, self._known.uses)
         self._steady = frozenset() if request.copy_all else find_steady(layout, self._known, self._space)
-        groups = group(_wanted(layout, self._known, frozenset(self._withheld), self._steady))
+        groups = group(find_wanted(layout, self._known, frozenset(self._withheld), self._steady))
         # What would be lost comes before what would only stay live, and the small before the large.
         groups.sort(key=lambda one: (not one.private, sum(each.region.span.size for each in one.wanted)))
         self._aside = Aside(self._space, request.copy_bytes)
         self._aside.prepare(groups, layout, limited=True)
         if request.copy_all:
-            self._aside.prepare(group(_all_private(layout, self._known)), layout, limited=False)
+            self._aside.prepare(group(find_private(layout, self._known)), layout, limited=False)
 
     def _copy_ahead(self) -> None:
         """Copy large shared memory while the process runs; what is written meanwhile is noted."""
@@ -187,7 +183,7 @@ class Freezing:
         )
         if found.groups and not request.copy_all:
             process = ahead.Process(self._handle, self._machine, self._looks, request.stop_s)
-            with _spared():
+            with spared_when_memory_is_short():
                 began = ahead.begin(process)
             if began is not None:
                 self._prepare_us = began.pause_us
@@ -231,7 +227,7 @@ class Freezing:
         self._mark()
 
     def _beginning(self, addresses: list[int]) -> frozenset[int]:
-        """Those of *addresses* at which a VMA begins."""
+        """Return those of *addresses* at which a VMA begins."""
         return self._looks.run(lambda: self._space.beginning(addresses), _STOPPED_LOOK_S)
 
     def _record(self, stopped: StoppedProcess) -> None:
@@ -281,6 +277,8 @@ class Freezing:
     def _mark(self) -> None:
         self._marks.append(time.monotonic_ns())
 
+    # Once it runs again
+
     def _describe(self) -> Frozen:
         copy = None
         copy_number = 0
@@ -304,8 +302,8 @@ class Freezing:
                         f"memory of process {self._pid} was mapped while all its threads stood still",
                         "another process shares its memory and goes on: take a snapshot of that one",
                     )
-                files = read_states(space, filter(self._is_from_file, self._layout.regions), self._taken_ns)
-                parts = self._decide_all(uses)
+                files = read_states(space, self._from_files(), self._taken_ns)
+                parts = decide_all(self._layout, self._facts(uses))
                 self._segments = hold_segments(parts, space)
         extra = self._core.extra(self._threads[0].sets) if self._core is not None else None
         return Frozen(
@@ -326,94 +324,36 @@ class Freezing:
             process=attrs.evolve(self._process, core_format=self._core, extra_note=extra),
             threads=self._threads,
             maps_text=self._maps_text,
-            parts=parts or self._decide_all(uses),
-            uses=self._flags_of_process(uses),
+            parts=parts or decide_all(self._layout, self._facts(uses)),
+            uses=uses_of_process(self._layout, self._known_layout, self._known.uses, uses),
             fetched=self._known.fetched,
             files=files,
             segments=tuple(self._segments.held),
             why_bound=why_bound,
         )
 
-    def _decide_all(self, uses: ReadOnlyDict[int, MemoryUse]) -> tuple[Part, ...]:
-        return tuple(self._decide(region, uses) for region in self._layout.regions)
-
-    def _why_live(self, region: Region) -> str:
-        key = object_key(region.mapping)
-        why = self._follower.why.get(key) if self._follower is not None else None
-        return why or self._plan.why.get(key, _TOO_MUCH)
-
-    def _is_from_file(self, region: Region) -> bool:
-        return region.kind is Kind.PRIVATE_FILE or self._is_steady(region)
-
-    def _is_steady(self, region: Region) -> bool:
-        return region.kind is Kind.SHARED and object_key(region.mapping) in self._steady
-
-    def _decide(self, region: Region, uses: ReadOnlyDict[int, MemoryUse]) -> Part:
-        """What became of *region*: it is taken for frozen only where the copy has it as it was."""
-        start = region.span.start
-        if not region.has_file:
-            return Part(region, Fate.ABSENT, "no one can read it")
-        copied = self._aside.copied.get(start)
-        if copied is None and self._follower is not None:
-            copied = self._follower.copied.get(start)
-        if copied is not None:
-            shown = Region(region.mapping, Kind.COPIED)
-            reason = copied.reason
-            if region.kind is Kind.SHARED and object_key(region.mapping) in self._plan.shared:
-                reason += _BY_OTHERS
-            return Part(shown, Fate.COPIED, reason, copied.size_bytes, copied.at)
-        use = uses.get(start)
-        absent = Region(region.mapping, Kind.ABSENT)
-        fetched = any(region.span.clip(fetched) for fetched in self._known.fetched)
-        if fetched and (region.mapping.shared or self._request.copy_all):
-            return Part(absent, Fate.ABSENT, "its pages come from a userfaultfd")
-        if region.served and (region.mapping.shared or self._request.copy_all):
-            # To copy it while the process stands still would let its server decide for how long.
-            if self._request.copy_all:
-                return Part(absent, Fate.ABSENT, _SERVED)
-            return Part(region, Fate.LIVE, _SERVED)
-        if self._request.copy_all:
-            return Part(absent, Fate.ABSENT, _TOO_MUCH if region.mapping.shared else "it could not be read")
-        if use is None:
-            return Part(absent, Fate.ABSENT, self._why_kept_out(region))
-        if self._is_steady(region):
-            return Part(Region(region.mapping, Kind.PRIVATE_FILE), Fate.FROZEN)
-        if reason := what_fork_does_not_keep(region, self._flags_in_fork(region, use.flags)):
-            if region.kind is Kind.SHARED:
-                return Part(region, Fate.LIVE, f"{reason}, {self._why_live(region)}")
-            return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
-        if region.kind is Kind.OPAQUE and region.mapping.shared:
-            return Part(region, Fate.LIVE, "a device")
-        return Part(region, Fate.FROZEN)
-
-    def _flags_in_fork(self, region: Region, flags: frozenset[bytes]) -> frozenset[bytes]:
-        """*flags* of a VMA that the copy has, but for those that it had not when it was made."""
-        if not flags & FLAGS or self._forked is None:
-            return flags
-        taken = {one.flag for one in self._forked.let_in if one.span == region.span}
-        return flags - {DONTFORK} - taken
-
-    def _why_kept_out(self, region: Region) -> str:
-        if region.kind is Kind.OPAQUE:
-            return "MADV_DONTFORK, memory of a driver"
-        if self._may_be_pinned:
-            return f"MADV_DONTFORK, a device may use it, {_TOO_MUCH}"
-        return f"MADV_DONTFORK, {_TOO_MUCH}"
-
-    def _flags_of_process(self, uses: ReadOnlyDict[int, MemoryUse]) -> ReadOnlyDict[int, MemoryUse]:
-        """What smaps says of the copy, with the flags that the process has: a fork does not lock its memory.
-
-        Of a VMA that the copy lacks, it is what was told of the process.
-        """
-        merged = {**self._known.uses, **uses}
+    def _from_files(self) -> Iterator[Region]:
+        """Yield the VMAs whose bytes the snapshot takes from a file, but for pages of the process's own."""
         for region in self._layout.regions:
-            start = region.span.start
-            known, use = self._known.uses.get(start), uses.get(start)
-            if known is None or use is None or known.flags == use.flags:
-                continue
-            if self._known_layout.at(start) == region:
-                merged[start] = attrs.evolve(use, flags=known.flags)
-        return merged
+            if region.kind is Kind.PRIVATE_FILE or is_steady(region, self._steady):
+                yield region
+
+    def _facts(self, uses: ReadOnlyDict[int, MemoryUse]) -> Facts:
+        copied, why_live = self._aside.copied, self._plan.why
+        if self._follower is not None:
+            copied = {**self._follower.copied, **copied}
+            why_live = {**why_live, **self._follower.why}
+        return Facts(
+            uses=uses,
+            copied=copied,
+            fetched=self._known.fetched,
+            steady=self._steady,
+            shared=self._plan.shared,
+            why_live=why_live,
+            let_in=tuple(self._forked.let_in) if self._forked is not None else None,
+            may_be_pinned=self._may_be_pinned,
+            copy_all=self._request.copy_all,
+        )
 
 
 def _is_open_to_its_user(tid: int) -> bool:
@@ -423,38 +363,3 @@ def _is_open_to_its_user(tid: int) -> bool:
     """
     owner = os.stat(f"/proc/{tid}/mem").st_uid
     return may_trace_all() and owner not in (0, os.geteuid())
-
-
-@contextlib.contextmanager
-def _spared() -> Iterator[None]:
-    """Where memory is short, this process is not killed: the one that it has stopped would be, too."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file = stack.enter_context(open("/proc/self/oom_score_adj", "r+b", buffering=0))
-            before = file.read()
-            file.write(_NEVER_KILLED)
-            stack.callback(file.write, before)
-        yield
-
-
-def _all_private(layout: Layout, known: VmaFlags) -> Iterator[Wanted]:
-    """What a copy without a fork must hold besides."""
-    for region in layout.regions:
-        fetched = any(region.span.clip(fetched) for fetched in known.fetched)
-        if region.has_file and not region.served and not fetched and not region.mapping.shared:
-            yield Wanted(region, "fork is not possible")
-
-
-def _wanted(
-    layout: Layout, known: VmaFlags, let_in: frozenset[Withheld], steady: frozenset[ObjectKey]
-) -> Iterator[Wanted]:
-    for region in layout.regions:
-        use = known.uses.get(region.span.start)
-        flags = use.flags if use else frozenset()
-        if flags & FLAGS:
-            flags -= {flag for flag in flags & FLAGS if Withheld(region.span, flag) in let_in}
-        reason = what_fork_does_not_keep(region, flags)
-        if reason == SHARED and object_key(region.mapping) in steady:
-            continue
-        if reason:
-            yield Wanted(region, reason)

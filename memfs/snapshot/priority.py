@@ -1,8 +1,8 @@
-"""Who has a CPU before all others while a process stands still.
+"""Priorities while a process is stopped: the CPU scheduler's, and the OOM killer's.
 
-That is whoever is to let it go on, and those of its threads that are made to run. They have a real-time
-priority for that time, where it may be had. The worker takes it by its own policy. The threads of the process
-get it lent, since nothing must be left of it, though the worker be killed (:mod:`memfs.linux.inheritance`).
+The worker that must resume the process has a real-time priority for that time, where it is permitted, and so
+have the threads of the process that are made to run. The worker changes its own policy. The threads
+borrow the priority, so that nothing is left of it if the worker is killed (:mod:`memfs.linux.inheritance`).
 """
 
 import contextlib
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 from memfs.linux.inheritance import Lenders
 
-_FIRST = os.sched_param(2)  # before those to whom one is lent
+_FIRST = os.sched_param(2)  # before the threads that borrow one
+_NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
 _AT_A_TIME = 4
-"""The thread that runs our calls, the helper, the copy; and one that has been slow to stop."""
+"""Borrowers: the thread that runs our calls, the helper, the copy; and one that is slow to stop."""
 
 
 def take_first_place(tid: int = 0) -> bool:
-    """Have the calling thread, or *tid*, come before all others from now on; returns whether it may."""
+    """Give the calling thread, or *tid*, a real-time priority; returns False where that is not permitted."""
     try:
         os.sched_setscheduler(tid, os.SCHED_RR, _FIRST)
     except OSError:
@@ -28,7 +29,7 @@ def take_first_place(tid: int = 0) -> bool:
 
 @contextlib.contextmanager
 def first_place(pid: int) -> Iterator[Lenders | None]:
-    """For a time the calling thread comes first, and what it lends to threads of process *pid*."""
+    """Give the calling thread a real-time priority for a time; yields what lends it to threads of *pid*."""
     lenders = Lenders(_AT_A_TIME) if take_first_place() and _may_be_lent_to(pid) else None
     try:
         yield lenders
@@ -40,8 +41,20 @@ def first_place(pid: int) -> Iterator[Lenders | None]:
 
 
 def _may_be_lent_to(pid: int) -> bool:
-    """Whether *pid* may have a real-time priority for as long as a fork takes, see RLIMIT_RTTIME."""
+    """Whether *pid* may have a real-time priority for as long as a fork takes: RLIMIT_RTTIME limits that."""
     try:
         return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0] == resource.RLIM_INFINITY
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def spared_when_memory_is_short() -> Iterator[None]:
+    """Keep the OOM killer from this process for a time: the process that it has stopped would die with it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open("/proc/self/oom_score_adj", "r+b", buffering=0))
+            before = file.read()
+            file.write(_NEVER_KILLED)
+            stack.callback(file.write, before)
+        yield
