@@ -17,10 +17,11 @@ from memfs.copy.meter import Meter
 from memfs.copy.newfile import clear_leftovers
 from memfs.copy.place import Place, find_place
 from memfs.copy.reading import open_source
-from memfs.copy.since import is_shared, read_changes, snapshot_id
+from memfs.copy.since import read_changes, snapshot_id, vma_name
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
 from memfs.linux.folder import Entry
+from memfs.linux.maps import Access
 
 _CORE = "core"
 
@@ -153,7 +154,9 @@ def _to_stream(request: Request, place: Place, special: Special | None, meter: M
 
 def _is_shared(place: Place) -> bool:
     """Whether it is shared memory of a running process; a snapshot has a copy of that."""
-    return place.snapshot is None and place.parts[:1] == ("vmas",) and is_shared(place.parts[1])
+    if place.snapshot is not None or place.parts[:1] != ("vmas",):
+        return False
+    return bool(vma_name(place.parts[1]).access & Access.SHARED)
 
 
 def _copy_directory(place: Place, target: Entry, tools: Tools, note: Note) -> None:

@@ -18,6 +18,7 @@ from memfs.copy.reading import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
 from memfs.linux.span import Span, tiles
 from memfs.tree.names import SINCE_NAME, SNAPSHOT_XATTR
+from memfs.vmanames import VmaName, parse_vma_name
 
 _UPPER = b"0000"
 """Addresses have twelve digits: these are before them in a number of 8 bytes."""
@@ -147,15 +148,16 @@ def core_stretches(fd: int) -> list[Stretch]:
     return found
 
 
-def vma_span(name: str) -> Span:
-    """The addresses of the file of that name in ``vmas/``."""
-    start, _, rest = name.partition("-")
-    return Span(int(start, 16), int(rest.partition("_")[0], 16))
+def vma_name(name: str) -> VmaName:
+    """Parse the name of a file in ``vmas/``.
 
-
-def is_shared(name: str) -> bool:
-    """Whether the file of that name in ``vmas/`` is of a shared mapping."""
-    return name.split("_")[1][3:] == "s"
+    Raises:
+        ValueError: it is none.
+    """
+    found = parse_vma_name(os.fsencode(name))
+    if found is None:
+        raise ValueError(f"{name} is not the name of a VMA")
+    return found
 
 
 @attrs.frozen
@@ -192,17 +194,18 @@ class Asked:
         return found
 
 
-def asked_of(source: Reading, names: tuple[str, ...], old_name: str, old: int) -> Asked:
+def asked_of(source: Reading, names: tuple[str, ...], before: Span | None, old: int) -> Asked:
     """What to ask the changes of *source*, for a file that was the same part of the earlier snapshot.
 
-    *names* lead to the source, *old_name* was the last of them then; *old* is a descriptor of the image.
+    *names* lead to the source. *before* are the addresses of the earlier part, if it is a VMA; *old* is a
+    descriptor of the image.
     """
     size = source.size_bytes
     whole = Span(0, size)
     if names == ("mem",):
         return Asked((Stretch(whole, 0),))
-    if names[:1] == ("vmas",):
-        now, before = vma_span(names[1]), vma_span(old_name)
+    if before is not None:
+        now = vma_name(names[1]).span
         common = now.clip(before)
         grown = (Span(before.size, size),) if before.size < size else ()
         return Asked((Stretch(common.moved(-now.start), common.start),), grown)

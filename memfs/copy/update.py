@@ -23,7 +23,7 @@ from memfs.copy.mark import Mark, ensure_fits, mark_file, mark_image, part_of, r
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading, open_source
-from memfs.copy.since import Asked, Changes, asked_of, vma_span
+from memfs.copy.since import Asked, Changes, asked_of, vma_name
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span
@@ -161,17 +161,17 @@ def _plan(place: Place, old: Mark) -> tuple[list[tree.Item], list[FilePlan]]:
         # A VMA that has grown since has another name now: its start says which it is.
         return [], [FilePlan(place.path, "", "")]
     items = tree.list_items(place)
-    by_start = {vma_span(name.rpartition("/")[2]).start: name for name in old.files if _is_vma(name, place)}
+    by_start = {_start_of(name): name for name in old.files if _is_vma(name, place)}
     plans = []
     for item in items:
         if item.link is None:
-            known = (
-                by_start.get(vma_span(item.name.rpartition("/")[2]).start)
-                if _is_vma(item.name, place)
-                else None
-            )
+            known = by_start.get(_start_of(item.name)) if _is_vma(item.name, place) else None
             plans.append(FilePlan(place.path / item.name, item.name, known))
     return items, plans
+
+
+def _start_of(name: str) -> int:
+    return vma_name(name.rpartition("/")[2]).span.start
 
 
 def _is_vma(name: str, place: Place) -> bool:
@@ -341,12 +341,13 @@ class _Updater:
 
     def _asked(self, plan: FilePlan, source: Reading, old: int) -> Asked:
         names = (*self._place.parts, *plan.name.split("/")) if plan.name else self._place.parts
-        old_name = (plan.old_name or "").rpartition("/")[2] or names[-1]
-        if names[0] == "vmas" and not plan.name:
-            # The image of one VMA has a name of the user's: its size says where it ended.
-            start = vma_span(names[1]).start
-            old_name = f"{start:012x}-{start + os.fstat(old).st_size:012x}_"
-        return asked_of(source, names, old_name, old)
+        before = None
+        if names[0] == "vmas":
+            before = vma_name((plan.old_name or "").rpartition("/")[2] or names[1]).span
+            if not plan.name:
+                # The image of one VMA has a name of the user's: its size says where it ended.
+                before = Span(before.start, before.start + os.fstat(old).st_size)
+        return asked_of(source, names, before, old)
 
     def _wanted(self, plan: FilePlan, source: Reading, old: int) -> list[Span]:
         """What is to be carried over: whole pages, but for the end of the file, in order."""

@@ -40,6 +40,15 @@ _SHARED = int(Access.SHARED)
 _NO_DEVICE = (0, 0)
 
 
+def parse_access(letters: bytes) -> Access:
+    """Parse the four letters of a maps line.
+
+    Raises:
+        KeyError: they are none.
+    """
+    return _ACCESS[letters]
+
+
 @attrs.frozen
 class Mapping:
     """One VMA: a line of ``/proc/PID/maps``.

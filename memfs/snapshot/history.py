@@ -11,7 +11,7 @@ import attrs
 from memfs.errors import TargetExited
 from memfs.snapshot.changes import Changes, Frames, compare
 from memfs.snapshot.values import Fate
-from memfs.target.layout import name_of
+from memfs.vmanames import name_of
 
 if TYPE_CHECKING:
     from memfs.snapshot.snapshot import Snapshot

@@ -4,7 +4,6 @@ Values only: this module reads nothing.
 """
 
 import enum
-import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnlyDict
@@ -78,58 +77,6 @@ def kind_of(
         return Kind.SHARED
     anonymous = origin is Origin.ZERO or (origin is Origin.HUGE and path.startswith(b"/anon_hugepage"))
     return Kind.ANONYMOUS if anonymous else Kind.PRIVATE_FILE
-
-
-_SAFE = bytes(
-    byte if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in "._+-") else ord("_")
-    for byte in range(256)
-)
-_LABEL_BYTES = 64
-_DELETED = b" (deleted)"
-
-
-def safe_name(name: bytes) -> bytes:
-    """*name* as one that needs no quotes in a shell: 64 bytes at most, and never empty."""
-    safe = name.translate(_SAFE)[:_LABEL_BYTES] or b"_"
-    return safe if safe.strip(b".") else safe.replace(b".", b"_")
-
-
-def label_of(mapping: Mapping) -> bytes:
-    """What stands behind START-END_PERMS in the name of the mapping's file."""
-    path = mapping.path.removesuffix(_DELETED)
-    if not path:
-        return b"anon"
-    if path.startswith(b"["):  # on shared anonymous memory too, which has a file
-        name = path[1:].removesuffix(b"]")
-        for prefix in (b"anon:", b"anon_shmem:"):
-            if name.startswith(prefix):
-                return safe_name(b"anon." + name.removeprefix(prefix))
-        return safe_name(name)
-    if path.startswith(b"/memfd:"):
-        return safe_name(b"memfd." + path.removeprefix(b"/memfd:"))
-    if mapping.shared and (path == b"/dev/zero" or path.startswith(b"/SYSV")):
-        return b"shm"
-    return safe_name(path.rpartition(b"/")[2])
-
-
-def name_of(mapping: Mapping) -> bytes:
-    """The name of the mapping's file in ``vmas/``."""
-    return b"%012x-%012x_%s_%s" % (
-        mapping.span.start,
-        mapping.span.end,
-        str(mapping.access).encode(),
-        label_of(mapping),
-    )
-
-
-_FILE_NAME = re.compile(rb"([0-9a-f]{12,16})-[0-9a-f]{12,16}_")
-
-
-def start_of(name: bytes) -> int | None:
-    """The address at which the mapping of that file name begins; None for any other name."""
-    match = _FILE_NAME.match(name)
-    start = int(match[1], 16) if match else USER_END
-    return start if start < USER_END else None
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from memfs.snapshot.core import open_core, size_core
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot, SnapshotId
 from memfs.target.identity import describe
-from memfs.target.layout import Region, name_of
+from memfs.target.layout import Region
 from memfs.target.origins import Device
 from memfs.target.process import AddressSpace
 from memfs.target.space import Space
@@ -26,6 +26,7 @@ from memfs.tree.looks import Looks
 from memfs.tree.names import SNAPSHOT_XATTR
 from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
 from memfs.tree.vmas import NAMES, SeenVmas, attributes_of
+from memfs.vmanames import name_of
 
 REGION_LINKS = (Name.HEAP, Name.STACK, Name.TEXT)
 """Links whose target only a look into the process tells."""

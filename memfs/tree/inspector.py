@@ -17,7 +17,7 @@ from memfs.linux.status import Status
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import describe
-from memfs.target.layout import Kind, Region, name_of
+from memfs.target.layout import Kind, Region
 from memfs.target.space import Space
 from memfs.tree.attributes import (
     DIRECTORY,
@@ -33,6 +33,7 @@ from memfs.tree.attributes import (
 from memfs.tree.contents import REGION_LINKS, Contents, link_target, region_of
 from memfs.tree.inodes import Inodes
 from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
+from memfs.vmanames import name_of
 
 _TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
 

@@ -10,8 +10,8 @@ from memfs.linux.stat import Stat
 from memfs.linux.status import Status, read_status
 from memfs.snapshot.registry import Snapshots
 from memfs.target.identity import Identity, describe
-from memfs.target.layout import safe_name
 from memfs.tree.nodes import Owner
+from memfs.vmanames import safe_name
 
 
 class Population:

@@ -18,7 +18,7 @@ from memfs.linux.status import Status
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import SnapshotId
 from memfs.target.identity import Identity, read_status
-from memfs.target.layout import name_of, start_of
+from memfs.target.layout import USER_END
 from memfs.tree.attributes import Attributes, Entry
 from memfs.tree.contents import Contents
 from memfs.tree.inodes import Inodes, is_vma
@@ -26,6 +26,7 @@ from memfs.tree.inspector import Inspector
 from memfs.tree.names import SINCE_NAME
 from memfs.tree.nodes import CommDir, Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode, identity_of
 from memfs.tree.population import Population, comm_of
+from memfs.vmanames import name_of, parse_vma_name
 
 _PID_DIGITS = 7  # PID_MAX_LIMIT is 2**22
 
@@ -202,10 +203,10 @@ class Tree:
                     yield Entry(name, node, self._inspector.listed(node, ownership, space))
 
     def _vma_entry(self, owner: Owner, name: bytes) -> Entry:
-        start = start_of(name)
-        if start is not None:
+        found = parse_vma_name(name)
+        if found is not None and found.span.start < USER_END:
             with self.contents.space(owner) as space:
-                region = space.region_at(start)
+                region = space.region_at(found.span.start)
                 if region is not None and region.has_file and name_of(region.mapping) == name:
                     return self._inspector.vma_entry(owner, space, region)
         raise NoSuchEntry(f"process {identity_of(owner).pid} has no mapping {_show(name)}")

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfs.copy.since import Asked, Stretch, is_shared, parse_changes
+from memfs.copy.since import Asked, Stretch, parse_changes, vma_name
+from memfs.linux.maps import Access
 from memfs.linux.span import PAGE_BYTES, Span
 
 _HEAD = b"since aa bb\n"
@@ -47,5 +48,5 @@ def test_changes_of_addresses_are_changes_of_the_file_that_shows_them() -> None:
 
 
 def test_the_name_of_a_mapping_tells_whether_it_is_shared() -> None:
-    assert is_shared("7f0000000000-7f0000001000_rw-s_memfd.p_s")
-    assert not is_shared("7f0000000000-7f0000001000_rw-p_memfd.s_s")
+    assert vma_name("7f0000000000-7f0000001000_rw-s_memfd.p_s").access & Access.SHARED
+    assert not vma_name("7f0000000000-7f0000001000_rw-p_memfd.s_s").access & Access.SHARED

@@ -5,11 +5,11 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit.values import mappings
+from unit.values import accesses, mappings
 
 from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import Span
-from memfs.target.layout import label_of, name_of, safe_name, start_of
+from memfs.vmanames import VmaName, label_of, name_of, parse_vma_name, safe_name
 
 SAFE = re.compile(rb"[A-Za-z0-9._+-]{1,64}")
 
@@ -44,24 +44,46 @@ def test_a_label_is_safe_whatever_is_mapped(mapping: Mapping) -> None:
 def test_a_name_is_start_end_perms_label_and_leads_back(mapping: Mapping) -> None:
     name = name_of(mapping)
     assert re.fullmatch(rb"[0-9a-f]{12,16}-[0-9a-f]{12,16}_[r-][w-][x-][ps]_[A-Za-z0-9._+-]{1,64}", name)
-    assert start_of(name) == mapping.span.start
+    assert parse_vma_name(name) == VmaName(mapping.span, mapping.access, label_of(mapping))
 
 
 @given(st.lists(mappings.filter(lambda mapping: mapping.span.end <= 1 << 48), max_size=6))
 def test_names_sort_by_address(several: list[Mapping]) -> None:
-    starts = [start_of(name) for name in sorted(map(name_of, several))]
+    parsed = [parse_vma_name(name) for name in sorted(map(name_of, several))]
+    starts = [name.span.start for name in parsed if name is not None]
     assert starts == sorted(mapping.span.start for mapping in several)
 
 
-@given(st.binary(max_size=40))
+_ADDRESSES = st.integers(0, (1 << 64) - 1)
+_NAMES = st.builds(
+    VmaName,
+    st.builds(Span, _ADDRESSES, _ADDRESSES),
+    accesses,
+    st.from_regex(SAFE, fullmatch=True),
+)
+
+
+@given(_NAMES)
+def test_a_name_that_was_formatted_is_parsed(name: VmaName) -> None:
+    assert parse_vma_name(name.format()) == name
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=40),
+        st.from_regex(rb"[0-9a-fA-F]{10,17}-[0-9a-f]{10,17}_[rwxsp-]{4}_[a-z/ ]{0,3}\n?", fullmatch=True),
+    )
+)
 @example(b"")
 @example(b"heap")
 @example(b"-")
 @example(b"xyz-123")
 @example(b"f" * 255)
-def test_any_name_has_a_start_or_none(name: bytes) -> None:
-    start = start_of(name)
-    assert start is None or b"-" in name
+@example(b"0000000000001000-000000002000_rw-p_anon")
+@example(b"000000001000-000000002000_rw-p_anon\n")
+def test_what_is_parsed_is_formatted_alike_and_all_else_is_no_name(name: bytes) -> None:
+    parsed = parse_vma_name(name)
+    assert parsed is None or parsed.format() == name
 
 
 @pytest.mark.parametrize(
