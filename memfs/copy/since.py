@@ -4,7 +4,6 @@ Pure but for :func:`read_changes` and what reads the head of a core file.
 """
 
 import os
-import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
@@ -16,6 +15,7 @@ import attrs
 from memfs.copy.place import Place
 from memfs.copy.reading import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
+from memfs.linux.elf import FILE_HEADER, PN_XNUM, PT_LOAD, parse_file_header
 from memfs.linux.span import Span, tiles
 from memfs.tree.names import SINCE_NAME, SNAPSHOT_XATTR
 from memfs.vmanames import VmaName, parse_vma_name
@@ -126,26 +126,17 @@ class Stretch:
     address: int
 
 
-_ELF_HEADER = struct.Struct("<4s28xQQ6xHHH")
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-_PT_LOAD = 1
-_MOST_SEGMENTS = 0xFFFF  # PN_XNUM: the number stands elsewhere
-
-
 def core_stretches(fd: int) -> list[Stretch]:
-    """The segments of a core file; none where it is no file that memfs would make, or has too many."""
-    try:
-        magic, at, _, _, _, count = _ELF_HEADER.unpack(os.pread(fd, _ELF_HEADER.size, 0))
-    except struct.error:
+    """Return the segments of a core file; none where it is no ELF file, or has PN_XNUM or more."""
+    headers = parse_file_header(os.pread(fd, FILE_HEADER.size, 0))
+    if headers is None or headers.count == PN_XNUM:
         return []
-    if magic != b"\x7fELF" or count == _MOST_SEGMENTS:
-        return []
-    table = os.pread(fd, count * _PROGRAM_HEADER.size, at)
-    found = []
-    for kind, _, offset, address, _, size, _, _ in _PROGRAM_HEADER.iter_unpack(table):
-        if kind == _PT_LOAD and size:
-            found.append(Stretch(Span(offset, offset + size), address))
-    return found
+    table = os.pread(fd, headers.count * headers.header_bytes, headers.offset)
+    return [
+        Stretch(Span(found.offset, found.offset + found.file_bytes), found.address)
+        for found in headers.parse(table)
+        if found.type == PT_LOAD and found.file_bytes
+    ]
 
 
 def vma_name(name: str) -> VmaName:

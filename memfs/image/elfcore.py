@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from memfs.linux import elf
 from memfs.linux.arch import CoreFormat
 from memfs.linux.maps import Access, Mapping
 from memfs.linux.span import PAGE_BYTES, Span
@@ -66,12 +67,8 @@ class _Class:
 
     number: int
     file_header: struct.Struct
-    """Elf64_Ehdr, Elf32_Ehdr: e_ident e_type e_machine e_version e_entry e_phoff e_shoff e_flags
-    e_ehsize e_phentsize e_phnum e_shentsize e_shnum e_shstrndx."""
     program_header: struct.Struct
     section_header: struct.Struct
-    """Elf64_Shdr, Elf32_Shdr: sh_name sh_type sh_flags sh_addr sh_offset sh_size sh_link sh_info
-    sh_addralign sh_entsize."""
     most: int
     """The largest offset and size that a header can tell."""
 
@@ -81,34 +78,30 @@ class _Class:
         """A program header: Elf64_Phdr has its flags second, Elf32_Phdr last but one."""
         file_bytes, memory_bytes = sizes
         places = (offset, address, 0, file_bytes, memory_bytes)
-        fields = (flags, *places, align) if self.number == _CLASS_64 else (*places, flags, align)
+        fields = (flags, *places, align) if self.number == elf.CLASS_64 else (*places, flags, align)
         return self.program_header.pack(type_, *fields)
 
 
-_CLASS_32, _CLASS_64 = 1, 2
 _CLASSES = {
     8: _Class(
-        _CLASS_64,
-        struct.Struct("<16sHHIQQQIHHHHHH"),
-        struct.Struct("<IIQQQQQQ"),
-        struct.Struct("<IIQQQQIIQQ"),
+        elf.CLASS_64,
+        elf.FILE_HEADER,
+        elf.PROGRAM_HEADER,
+        elf.SECTION_HEADER,
         (1 << 64) - 1,
     ),
     4: _Class(
-        _CLASS_32,
-        struct.Struct("<16sHHIIIIIHHHHHH"),
-        struct.Struct("<8I"),
-        struct.Struct("<10I"),
+        elf.CLASS_32,
+        elf.FILE_HEADER_32,
+        elf.PROGRAM_HEADER_32,
+        elf.SECTION_HEADER_32,
         (1 << 32) - 1,
     ),
 }
 
-_IDENT = b"\x7fELF%c\x01\x01"  # ELFDATA2LSB EV_CURRENT; the rest is 0: ELFOSABI_NONE
+_IDENT = elf.MAGIC + b"%c\x01\x01"  # ELFDATA2LSB EV_CURRENT; the rest is 0: ELFOSABI_NONE
 _ET_CORE = 4
 _EV_CURRENT = 1
-_PT_LOAD = 1
-_PT_NOTE = 4
-_PN_XNUM = 0xFFFF
 _NOTE_ALIGN = 4
 _FLAGS = (Access.READ | Access.WRITE | Access.EXEC).value  # the same bits as PF_R, PF_W and PF_X
 
@@ -122,35 +115,37 @@ def lay_out(form: CoreFormat, notes: bytes, segments: Sequence[Segment]) -> Core
     Where headers have 32 bits they tell of no memory above that, and what would lie in the file where they
     cannot point is left out, which p_filesz says.
     """
-    elf = _CLASSES[form.word_bytes]
-    segments = [segment for segment in segments if segment.span.end <= elf.most]
+    layout = _CLASSES[form.word_bytes]
+    segments = [segment for segment in segments if segment.span.end <= layout.most]
     count = 1 + len(segments)
-    sections_at = elf.file_header.size + count * elf.program_header.size
-    sections = 1 if count >= _PN_XNUM else 0
-    notes_at = sections_at + sections * elf.section_header.size
+    sections_at = layout.file_header.size + count * layout.program_header.size
+    sections = 1 if count >= elf.PN_XNUM else 0
+    notes_at = sections_at + sections * layout.section_header.size
     at = Span(0, notes_at + len(notes)).page_aligned().end
 
     headers = [
-        elf.file_header.pack(
-            _IDENT % elf.number, _ET_CORE, form.machine, _EV_CURRENT, 0, elf.file_header.size,
-            sections and sections_at, 0, elf.file_header.size, elf.program_header.size, min(count, _PN_XNUM),
-            sections and elf.section_header.size, sections, 0,
+        layout.file_header.pack(
+            _IDENT % layout.number, _ET_CORE, form.machine, _EV_CURRENT, 0, layout.file_header.size,
+            sections and sections_at, 0, layout.file_header.size, layout.program_header.size,
+            min(count, elf.PN_XNUM), sections and layout.section_header.size, sections, 0,
         ),
-        elf.pack_segment(_PT_NOTE, 0, notes_at, 0, (len(notes), 0), _NOTE_ALIGN),
+        layout.pack_segment(elf.PT_NOTE, 0, notes_at, 0, (len(notes), 0), _NOTE_ALIGN),
     ]  # fmt: skip
     head_bytes = at
     extents = []
     for segment in segments:
         span = segment.span
-        dumped = segment.dumped_bytes if at + segment.dumped_bytes <= elf.most else 0
+        dumped = segment.dumped_bytes if at + segment.dumped_bytes <= layout.most else 0
         flags = segment.access.value & _FLAGS
-        place = at if at <= elf.most else 0
-        headers.append(elf.pack_segment(_PT_LOAD, flags, place, span.start, (dumped, span.size), PAGE_BYTES))
+        place = at if at <= layout.most else 0
+        headers.append(
+            layout.pack_segment(elf.PT_LOAD, flags, place, span.start, (dumped, span.size), PAGE_BYTES)
+        )
         if dumped:
             extents.append(Extent(Span(at, at + dumped), span.start))
             at += dumped
     if sections:
-        headers.append(elf.section_header.pack(0, 0, 0, 0, 0, sections, 0, count, 0, 0))
+        headers.append(layout.section_header.pack(0, 0, 0, 0, 0, sections, 0, count, 0, 0))
     head = b"".join((*headers, notes)).ljust(head_bytes, b"\0")
     return CoreLayout(head, tuple(extents), at)
 

@@ -14,6 +14,7 @@ from memfs.image.elfnotes import Lacking, pack_notes
 from memfs.image.memory import Memory
 from memfs.image.source import Piece, Source, Workspace
 from memfs.image.text import Text
+from memfs.linux.elf import MAGIC
 from memfs.linux.maps import parse_maps
 from memfs.linux.span import Span
 from memfs.snapshot.snapshot import Snapshot
@@ -118,13 +119,10 @@ def _wanted_bytes(snapshot: Snapshot, part: Part, memory: Memory, workspace: Wor
 
 
 def _begins_with_elf(memory: Memory, address: int, workspace: Workspace) -> bool:
-    magic = bytearray(len(_ELF_MAGIC))
+    magic = bytearray(len(MAGIC))
     with contextlib.suppress(MemfsError, OSError):
         memory.read_into(address, memoryview(magic), workspace)
-    return magic == _ELF_MAGIC
-
-
-_ELF_MAGIC = b"\x7fELF"
+    return magic == MAGIC
 
 
 class Core(Source):
