@@ -19,7 +19,7 @@ _COMMANDS = ("mount", "umount", "snapshot", "copy", "doctor")
 
 
 class _Commands(click.Group):
-    """The commands, each a module of its name that has it as ``command``."""
+    """The commands. The module NAME_command has the command NAME as ``command``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -29,7 +29,7 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"memfs.cli.{cmd_name}").command
+        command = importlib.import_module(f"memfs.cli.{cmd_name}_command").command
         assert isinstance(command, click.Command)
         return command
 

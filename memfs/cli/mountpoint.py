@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from memfs.cli import bounded
+from memfs.cli import timelimit
 from memfs.errors import CannotMount
 from memfs.fuse.mounting import FUSERMOUNT, detach
 from memfs.linux.directories import open_without_links
@@ -119,7 +119,7 @@ class Answer(enum.Enum):
 def ask(mountpoint: Path) -> Answer:
     """Whether a daemon serves the mount on *mountpoint*; asked for :data:`ANSWER_S` seconds at most."""
     try:
-        bounded.call(lambda: os.stat(mountpoint).st_mode, ANSWER_S)
+        timelimit.call(lambda: os.stat(mountpoint).st_mode, ANSWER_S)
     except TimeoutError:
         return Answer.NONE
     except OSError as error:

@@ -9,7 +9,7 @@ import attrs
 from memfs.copy.crew import CHUNK_BYTES, SPARE_BYTES, Crew
 from memfs.copy.digests import is_zeros
 from memfs.copy.meter import Meter
-from memfs.copy.reading import Reading, chunks
+from memfs.copy.sourcefile import Reading, chunks
 from memfs.linux.span import PAGE_BYTES, Span
 
 _ASKED_BYTES = 64 << 20

@@ -14,7 +14,7 @@ from memfs.copy.mark import Mark, mark_file, size_and_time
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading, chunks, data_extents, open_source
+from memfs.copy.sourcefile import Reading, chunks, data_extents, open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span

@@ -11,7 +11,7 @@ from typing import Self
 
 from memfs.copy.destination import ensure_ours
 from memfs.copy.newfile import PRIVATE_DIRECTORY, PRIVATE_FILE
-from memfs.copy.reading import Reading, cannot_read
+from memfs.copy.sourcefile import Reading, cannot_read
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry, Folder, reopen, room_bytes
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import attrs
 
-from memfs.copy import files, journal, stream, tree
+from memfs.copy import files, imagedir, journal, stream
 from memfs.copy.crew import Crew
 from memfs.copy.destination import Special, found
 from memfs.copy.digests import Content
@@ -16,8 +16,8 @@ from memfs.copy.mark import Mark, part_of, read_mark
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import clear_leftovers
 from memfs.copy.place import Place, find_place
-from memfs.copy.reading import open_source
 from memfs.copy.since import read_changes, snapshot_id, vma_name
+from memfs.copy.sourcefile import open_source
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
 from memfs.linux.folder import Entry
@@ -160,14 +160,14 @@ def _is_shared(place: Place) -> bool:
 
 
 def _copy_directory(place: Place, target: Entry, tools: Tools, note: Note) -> None:
-    items = tree.list_items(place)
+    items = imagedir.list_items(place)
     copied: list[Copied] = []
 
     def keep(name: str, digest: str, buffered: str) -> None:
         copied.append(Copied(f"{target}/{name}", digest, buffered))
 
-    with tree.NewDirectory(target) as new:
-        tree.copy_tree(place, items, new, tools, keep)
+    with imagedir.NewDirectory(target) as new:
+        imagedir.copy_tree(place, items, new, tools, keep)
         names = [item.name for item in items if item.link is None]
         new.install(_mark_of(place) or Mark("", part_of(place.parts)), names)
     for one in copied:

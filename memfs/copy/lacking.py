@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from memfs.copy.reading import Reading
+from memfs.copy.sourcefile import Reading
 from memfs.errors import CannotCopy
 from memfs.linux.elf import FILE_HEADER, MISSING, OUR_OWNER, PT_NOTE, parse_file_header, parse_notes
 from memfs.linux.span import Span

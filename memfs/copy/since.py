@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading, cannot_read, open_in
+from memfs.copy.sourcefile import Reading, cannot_read, open_in
 from memfs.errors import CannotCopy
 from memfs.linux.elf import FILE_HEADER, PN_XNUM, PT_LOAD, parse_file_header
 from memfs.linux.span import Span, tiles

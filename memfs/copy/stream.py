@@ -20,7 +20,7 @@ from memfs.copy.crew import CHUNK_BYTES
 from memfs.copy.destination import Special
 from memfs.copy.digests import Content
 from memfs.copy.meter import Meter
-from memfs.copy.reading import Reading, chunks
+from memfs.copy.sourcefile import Reading, chunks
 from memfs.errors import CannotCopy
 from memfs.linux.folder import reopen
 from memfs.linux.pipe import grow

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from memfs.copy import journal, tree
+from memfs.copy import imagedir, journal
 from memfs.copy.carry import Placed, Sink, Slot, carry
 from memfs.copy.edits import Edit, Kind, make_hole
 from memfs.copy.files import Tools
@@ -22,8 +22,8 @@ from memfs.copy.held import Image
 from memfs.copy.mark import Mark, ensure_fits, mark_file, mark_image, part_of, read_mark, size_and_time
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.reading import Reading, open_source
 from memfs.copy.since import Asked, Changes, asked_of, vma_name
+from memfs.copy.sourcefile import Reading, open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry
 from memfs.linux.span import PAGE_BYTES, Span
@@ -156,11 +156,11 @@ def _held_bytes(plans: list[FilePlan]) -> int:
     return sum(os.stat(plan.source).st_blocks * _BLOCK_BYTES for plan in plans)
 
 
-def _plan(place: Place, old: Mark) -> tuple[list[tree.Item], list[FilePlan]]:
+def _plan(place: Place, old: Mark) -> tuple[list[imagedir.Item], list[FilePlan]]:
     if not place.path.is_dir():
         # A VMA that has grown since has another name now: its start says which it is.
         return [], [FilePlan(place.path, "", "")]
-    items = tree.list_items(place)
+    items = imagedir.list_items(place)
     by_start = {_start_of(name): name for name in old.files if _is_vma(name, place)}
     plans = []
     for item in items:
@@ -230,7 +230,7 @@ class _Updater:
 
     # By clones
 
-    def by_clones(self, items: list[tree.Item], plans: list[FilePlan], mark: Mark) -> None:
+    def by_clones(self, items: list[imagedir.Item], plans: list[FilePlan], mark: Mark) -> None:
         """Change a copy that shares its blocks with the image, and put it in its place."""
         if self._image.folder is None:
             new = NewFile(self._image.entry)
@@ -242,8 +242,8 @@ class _Updater:
             finally:
                 new.close()
             return
-        with tree.NewDirectory(self._image.entry) as directory:
-            tree.make_links(directory, items)
+        with imagedir.NewDirectory(self._image.entry) as directory:
+            imagedir.make_links(directory, items)
             for plan in plans:
                 new = NewFile(directory.folder.at(plan.name, make=PRIVATE_DIRECTORY), named=True)
                 try:
@@ -273,7 +273,7 @@ class _Updater:
 
     # In place
 
-    def in_place(self, items: list[tree.Item], plans: list[FilePlan], old: Mark, mark: Mark) -> None:
+    def in_place(self, items: list[imagedir.Item], plans: list[FilePlan], old: Mark, mark: Mark) -> None:
         """Write a journal of all changes, and carry it out."""
         book = journal.Journal(self._image)
         stay = journal.Stay(self._image, old)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from memfs.image.objects import Objects, to_file
 from memfs.image.present import Present
 from memfs.image.source import Piece, Workspace
-from memfs.image.swapped import add_memory
+from memfs.image.swapreader import add_memory
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
 from memfs.linux.span import PAGE_BYTES, Span, tiles
 from memfs.target.layout import Kind, Layout, Region

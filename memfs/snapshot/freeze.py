@@ -20,7 +20,7 @@ from memfs.linux.execwatch import ExecWatch
 from memfs.linux.inside import ThreadNumbers
 from memfs.linux.machine import this_machine
 from memfs.linux.smaps import MemoryUse
-from memfs.snapshot import ahead
+from memfs.snapshot import precopy
 from memfs.snapshot.aside import Aside
 from memfs.snapshot.described import read_process
 from memfs.snapshot.fates import Facts, decide_all, find_private, find_wanted, is_steady, uses_of_process
@@ -85,7 +85,7 @@ class Freezing:
         self._threads: tuple[ThreadRecord, ...] = ()
         self._core: CoreFormat | None = None
         self._marks: list[int] = []
-        self._plan = ahead.NOTHING
+        self._plan = precopy.NOTHING
         self._follower: Follower | None = None
         self._prepare_us = 0
         self._taken_ns = 0
@@ -178,16 +178,16 @@ class Freezing:
     def _copy_ahead(self) -> None:
         """Copy large shared memory while the process runs; what is written meanwhile is noted."""
         request = self._request
-        self._plan = found = ahead.plan(
+        self._plan = found = precopy.plan(
             self._aside.left_out, self._aside.taken, self._known.uses, self._space, request.memory_bytes
         )
         if found.groups and not request.copy_all:
-            process = ahead.Process(self._handle, self._machine, self._looks, request.stop_s)
+            process = precopy.Process(self._handle, self._machine, self._looks, request.stop_s)
             with spared_when_memory_is_short():
-                began = ahead.begin(process)
+                began = precopy.begin(process)
             if began is not None:
                 self._prepare_us = began.pause_us
-                self._follower = ahead.follow(found, process, self._space, self._aside.fd, began.fd)
+                self._follower = precopy.follow(found, process, self._space, self._aside.fd, began.fd)
 
     def _check(self, follower: Follower) -> None:
         """Make sure that no one else has written to what was copied while the process ran."""

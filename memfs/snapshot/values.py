@@ -100,7 +100,7 @@ class Part:
 class Phases:
     """How long each step took while the process was stopped, in microseconds.
 
-    *prepare* is a stop of its own, some time before the others: see :mod:`memfs.snapshot.ahead`.
+    *prepare* is a stop of its own, some time before the others: see :mod:`memfs.snapshot.precopy`.
     """
 
     prepare: int

@@ -21,9 +21,9 @@ from support.compiled import build
 from support.pattern import PAGE
 from support.target import Target
 
+from memfs.copy.imagedir import list_items
 from memfs.copy.place import find_place
-from memfs.copy.reading import open_source
-from memfs.copy.tree import list_items
+from memfs.copy.sourcefile import open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Folder
 

@@ -34,7 +34,7 @@ from mount.mounted import (
 from support.drivers import PidNamespace
 from support.outside import children_of
 
-from memfs.cli import umount
+from memfs.cli import umount_command
 from memfs.cli.mountpoint import open_mountpoint
 from memfs.errors import CannotMount
 from memfs.fuse.mounting import attach, detach
@@ -113,8 +113,8 @@ def test_a_stopped_daemon_is_unmounted_and_its_readers_go_on(
 
 def _unmount(place: Path) -> None:
     """`memfs umount`, in this process, where a test has changed something."""
-    assert umount.command.callback is not None
-    umount.command.callback(os.fspath(place))
+    assert umount_command.command.callback is not None
+    umount_command.command.callback(os.fspath(place))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def dead_server(tmp_path: Path) -> Iterator[Path]:
 def test_unmounting_ends_even_if_a_directory_above_never_answers(
     dead_server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(umount, "_LIMIT_S", 0.5)
+    monkeypatch.setattr(umount_command, "_LIMIT_S", 0.5)
     with pytest.raises(CannotMount, match="does not end"):
         _unmount(dead_server / "mnt")
 
@@ -395,8 +395,8 @@ def test_a_process_that_was_handed_the_device_of_a_hostile_mount_is_not_signalle
 def test_root_signals_no_process_of_the_user_who_mounted_and_says_that_it_stays(
     user: int, user_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(umount, "_ABORTED_S", 0.1)
-    monkeypatch.setattr(umount, "_KILL_S", 0.1)
+    monkeypatch.setattr(umount_command, "_ABORTED_S", 0.1)
+    monkeypatch.setattr(umount_command, "_KILL_S", 0.1)
     place = user_directory / "mnt"
     with _hostile_mount(place, user, holder=user) as holder:
         with pytest.raises(CannotMount, match=f"process {holder.pid}, .* does not end"):

@@ -20,8 +20,8 @@ from memfs.errors import RangeUnmapped
 from memfs.image.memory import Memory
 from memfs.image.source import Workspace
 from memfs.linux.span import PAGE_BYTES, Span
-from memfs.snapshot.ahead import MEMORY, OTHERS
 from memfs.snapshot.follow import FOREIGN, REMAPPED
+from memfs.snapshot.precopy import MEMORY, OTHERS
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate, Part

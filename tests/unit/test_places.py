@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from memfs.linux.maps import Access, Mapping
 from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
-from memfs.snapshot.ahead import MEMORY, SWAPPED, plan
 from memfs.snapshot.places import Wanted, find_cover, group, merge
+from memfs.snapshot.precopy import MEMORY, SWAPPED, plan
 from memfs.target.identity import identify
 from memfs.target.layout import USER_END, Kind, Region
 from memfs.target.space import Space

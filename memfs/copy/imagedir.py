@@ -25,7 +25,7 @@ from memfs.copy.newfile import (
     temporary_of,
 )
 from memfs.copy.place import Place
-from memfs.copy.reading import cannot_read, open_in, open_source
+from memfs.copy.sourcefile import cannot_read, open_in, open_source
 from memfs.errors import CannotCopy
 from memfs.linux.folder import Entry, Folder
 from memfs.linux.syscalls import sync_file_system

@@ -36,10 +36,10 @@ def command(mountpoint: str) -> None:
 
     Who still reads from it gets an error.
     """
-    from memfs.cli import bounded
+    from memfs.cli import timelimit
 
     try:
-        bounded.call(lambda: _unmount(mountpoint), _LIMIT_S)
+        timelimit.call(lambda: _unmount(mountpoint), _LIMIT_S)
     except TimeoutError:
         raise CannotMount(
             f"unmounting {mountpoint} does not end", "a directory above it may be on a server that is dead"

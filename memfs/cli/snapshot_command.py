@@ -58,7 +58,7 @@ def _find(pid: int, mountpoint: str | None) -> Path:
         CannotFreeze: there is none.
         CannotMount: *mountpoint* is no mount of memfs.
     """
-    from memfs.cli import bounded
+    from memfs.cli import timelimit
     from memfs.cli.mountpoint import ANSWER_S, our_mount, place_of
     from memfs.linux.mountinfo import mounts_of_type
     from memfs.tree.names import FS_TYPE
@@ -73,7 +73,7 @@ def _find(pid: int, mountpoint: str | None) -> Path:
     for candidate in candidates:
         found = Path(candidate, str(pid), "snapshots")
         try:
-            if bounded.call(functools.partial(os.path.isdir, found), ANSWER_S):
+            if timelimit.call(functools.partial(os.path.isdir, found), ANSWER_S):
                 return found
         except TimeoutError:
             silent.append(candidate)
