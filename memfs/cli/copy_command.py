@@ -11,7 +11,7 @@ import click
 from memfs.cli.progress import CHOICES, shown, size_text
 
 if TYPE_CHECKING:
-    from memfs.copy.job import Copied
+    from memfs.copy.job import CopiedFile
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -48,14 +48,14 @@ def command(
     # A copy makes an object for each page that changed, and ends: nothing of it is worth looking for.
     gc.disable()
     from memfs.copy.files import Checks
-    from memfs.copy.job import Request, run
+    from memfs.copy.job import CopyRequest, run
     from memfs.copy.meter import Meter
 
     for number in _ENDING:
         signal.signal(number, _interrupt)
     to_stdout = destination == "-"
 
-    def note(copied: "Copied") -> None:
+    def note(copied: "CopiedFile") -> None:
         if copied.digest:
             click.echo(f"{copied.digest}  {copied.name}", err=to_stdout)
         if verbose:
@@ -65,7 +65,7 @@ def command(
     meter = Meter()
     try:
         with shown(meter, progress):
-            request = Request(source, destination, since, Checks(verify=verify, checksum=checksum))
+            request = CopyRequest(source, destination, since, Checks(verify=verify, checksum=checksum))
             lacks = run(request, meter, note)
     except KeyboardInterrupt:
         raise click.Abort from None

@@ -17,7 +17,7 @@ import click
 from memfs.errors import CannotMount
 
 if TYPE_CHECKING:
-    from memfs.linux.fusefd import Server
+    from memfs.linux.fusefd import DeviceHolder
     from memfs.linux.mountinfo import Mount
 
 _TERM_S = 5.0
@@ -66,7 +66,7 @@ def _unmount(name: str) -> None:
         _end(mountpoint, mount, servers)
 
 
-def _end(mountpoint: Path, mount: "Mount", servers: "list[Server]") -> None:
+def _end(mountpoint: Path, mount: "Mount", servers: "list[DeviceHolder]") -> None:
     """End the daemon, and unmount whether it ends or not.
 
     Root signals no process of another user: whoever made the mount could have handed its device to any.
@@ -91,13 +91,13 @@ def _end(mountpoint: Path, mount: "Mount", servers: "list[Server]") -> None:
         )
 
 
-def _signal(servers: "Sequence[Server]", number: signal.Signals) -> None:
+def _signal(servers: "Sequence[DeviceHolder]", number: signal.Signals) -> None:
     for server in servers:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(server.process, number)
 
 
-def _wait(servers: "Sequence[Server]", limit_s: float) -> "list[Server]":
+def _wait(servers: "Sequence[DeviceHolder]", limit_s: float) -> "list[DeviceHolder]":
     """Wait until all have ended; returns those that have not."""
     left = list(servers)
     deadline = time.monotonic() + limit_s

@@ -9,7 +9,7 @@ import attrs
 from memfs.copy.crew import CHUNK_BYTES, SPARE_BYTES, Crew
 from memfs.copy.digests import is_zeros
 from memfs.copy.meter import Meter
-from memfs.copy.sourcefile import Reading, chunks
+from memfs.copy.sourcefile import SourceFile, chunks
 from memfs.linux.span import PAGE_BYTES, Span
 
 _ASKED_BYTES = 64 << 20
@@ -54,7 +54,7 @@ class Sink(Protocol):
 
 
 def carry(
-    source: Reading, spans: list[Span], sink: Sink, crew: Crew, meter: Meter, *, holes: bool
+    source: SourceFile, spans: list[Span], sink: Sink, crew: Crew, meter: Meter, *, holes: bool
 ) -> list[Span]:
     """Read *spans*, which are in order, and give them to *sink*; returns what of them is data.
 
@@ -95,7 +95,9 @@ def _batches(data: list[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def _carry_pieces(source: Reading, pieces: list[Span], sink: Sink, meter: Meter, buffer: memoryview) -> None:
+def _carry_pieces(
+    source: SourceFile, pieces: list[Span], sink: Sink, meter: Meter, buffer: memoryview
+) -> None:
     size = sum(piece.size for piece in pieces)
     # Only what ends with the file may end inside a page, and nothing comes after that.
     whole = -(-size // PAGE_BYTES) * PAGE_BYTES
@@ -124,7 +126,7 @@ def _carry_pieces(source: Reading, pieces: list[Span], sink: Sink, meter: Meter,
         sink.data(data, slot)
 
 
-def _read_run(source: Reading, run: list[Placed], slot: Slot, spare: memoryview) -> None:
+def _read_run(source: SourceFile, run: list[Placed], slot: Slot, spare: memoryview) -> None:
     """Read pieces that lie near each other; what lies between them goes into *spare*."""
     parts = []
     end = run[0].piece.start

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import attrs
 
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, Folder
+from memfs.linux.folder import Folder, FolderEntry
 
 _MOST_LINKS = 40  # MAXSYMLINKS, <linux/namei.h>
 _PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,7 +33,7 @@ class Special:
 
 
 @contextlib.contextmanager
-def found(path: str, name: str | None) -> Iterator[Entry | Special]:
+def found(path: str, name: str | None) -> Iterator[FolderEntry | Special]:
     """What *path* is: an entry of a directory, with or without a file there, or something special.
 
     In a directory it is the entry *name*, unless that is None.
@@ -45,12 +45,12 @@ def found(path: str, name: str | None) -> Iterator[Entry | Special]:
         yield _find(path, name, held)
 
 
-def _find(path: str, name: str | None, held: contextlib.ExitStack) -> Entry | Special:
+def _find(path: str, name: str | None, held: contextlib.ExitStack) -> FolderEntry | Special:
     folder: Folder | None = None
     for _ in range(_MOST_LINKS):
         parent, last = _split(path, folder)
         folder = _hold(parent, folder, held)
-        entry = Entry(folder, last)
+        entry = FolderEntry(folder, last)
         try:
             fd = os.open(last, _PATH_ONLY, dir_fd=folder.fd)
         except FileNotFoundError:
@@ -109,7 +109,7 @@ def _is_special(found: os.stat_result) -> bool:
     return not (stat_module.S_ISREG(mode) or stat_module.S_ISDIR(mode))
 
 
-def _ensure_followable(link: Entry, found: os.stat_result) -> None:
+def _ensure_followable(link: FolderEntry, found: os.stat_result) -> None:
     """Make sure that a symbolic link is not there for us to fall for.
 
     fs.protected_symlinks, where it is set, says the same of sticky directories, for cp(1) too.
@@ -121,7 +121,7 @@ def _ensure_followable(link: Entry, found: os.stat_result) -> None:
         )
 
 
-def ensure_ours(entry: Entry, found: os.stat_result) -> None:
+def ensure_ours(entry: FolderEntry, found: os.stat_result) -> None:
     """Make sure that no one else gets an image: what is there is this user's, or no other can have put it.
 
     fs.protected_regular and fs.protected_fifos say the same of sticky directories, for cp(1) too.

@@ -22,8 +22,8 @@ from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import punch_hole, start_writing
 
 
-class Kind(enum.IntEnum):
-    """What is done; the value stands in journals."""
+class EditKind(enum.IntEnum):
+    """What an edit does; journals contain the value."""
 
     FILE = 1
     """What follows is done to this file, which gets that size; *offset* 1 makes it anew."""
@@ -47,7 +47,7 @@ class Edit:
         at: where in the journal its bytes are, on a page's start.
     """
 
-    kind: Kind
+    kind: EditKind
     name: str = ""
     offset: int = 0
     size: int = 0
@@ -77,7 +77,7 @@ def unpack(text: bytes) -> Iterator[Edit]:
         at += name_bytes
         other = text[at : at + other_bytes]
         at += other_bytes
-        yield Edit(Kind(kind), os.fsdecode(name), offset, size, where, os.fsdecode(other))
+        yield Edit(EditKind(kind), os.fsdecode(name), offset, size, where, os.fsdecode(other))
 
 
 @attrs.frozen
@@ -134,22 +134,22 @@ class Editor:
             self._leave_file()
 
     def _do(self, edit: Edit) -> None:
-        if edit.kind is Kind.DATA:  # there may be one for each page
+        if edit.kind is EditKind.DATA:  # there may be one for each page
             self._data.append(edit)
             return
-        if edit.kind is Kind.FILE:
+        if edit.kind is EditKind.FILE:
             self._leave_file()
             self._enter_file(edit)
-        elif edit.kind is Kind.HOLE:
+        elif edit.kind is EditKind.HOLE:
             make_hole(self._fd, edit.offset, edit.size)
-        elif edit.kind is Kind.MOVE:
+        elif edit.kind is EditKind.MOVE:
             with contextlib.suppress(FileNotFoundError):  # it has been done before
                 self._image.at(edit.name).rename_to(self._image.at(edit.other))
         else:
             entry = self._image.at(edit.name)
             with contextlib.suppress(FileNotFoundError):
                 entry.remove()
-            if edit.kind is Kind.LINK:
+            if edit.kind is EditKind.LINK:
                 entry.link_to(edit.other)
 
     def _enter_file(self, edit: Edit) -> None:

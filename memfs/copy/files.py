@@ -14,9 +14,9 @@ from memfs.copy.mark import Mark, mark_file, size_and_time
 from memfs.copy.meter import Meter
 from memfs.copy.newfile import NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.sourcefile import Reading, chunks, data_extents, open_source
+from memfs.copy.sourcefile import SourceFile, chunks, data_extents, open_source
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry
+from memfs.linux.folder import FolderEntry
 from memfs.linux.span import PAGE_BYTES, Span
 
 
@@ -42,7 +42,7 @@ class Tools:
     checks: Checks
 
 
-def fill(source: Reading, new: NewFile, tools: Tools, *, sync: bool = True) -> str:
+def fill(source: SourceFile, new: NewFile, tools: Tools, *, sync: bool = True) -> str:
     """Copy all of *source* into *new*, which is not installed; returns its digest where it is wanted.
 
     Without *sync*, having it on the disk is the caller's business.
@@ -71,7 +71,7 @@ def _numbered(action: "functools.partial[None]", extents: list[Span]) -> Iterato
 
 
 def _copy_piece(
-    source: Reading,
+    source: SourceFile,
     new: NewFile,
     tools: Tools,
     content: digests.Content | None,
@@ -183,7 +183,7 @@ def check(place: Place, image: Image, name: str, tools: Tools) -> str:
 
 
 def _check_piece(
-    wanted: Reading | None, found: Reading, meter: Meter | None, piece: Span, buffer: memoryview
+    wanted: SourceFile | None, found: SourceFile, meter: Meter | None, piece: Span, buffer: memoryview
 ) -> None:
     """Without *wanted*, zeros are."""
     view = buffer[: piece.size]
@@ -197,14 +197,14 @@ def _check_piece(
         meter.add(piece.size)
 
 
-def _differs(target: Entry | Path) -> CannotCopy:
+def _differs(target: FolderEntry | Path) -> CannotCopy:
     return CannotCopy(
         f"what was read back differs from what was written to {target}",
         "the disk or its driver fails: see the kernel's log",
     )
 
 
-def copy_file(place: Place, target: Entry, mark: Mark | None, tools: Tools) -> tuple[str, str]:
+def copy_file(place: Place, target: FolderEntry, mark: Mark | None, tools: Tools) -> tuple[str, str]:
     """Copy the file *place* to *target*; returns the digest, if wanted, and why it was buffered.
 
     *mark* is what the image says of itself, but for its size and time.

@@ -11,9 +11,9 @@ from typing import Self
 
 from memfs.copy.destination import ensure_ours
 from memfs.copy.newfile import PRIVATE_DIRECTORY, PRIVATE_FILE
-from memfs.copy.sourcefile import Reading, cannot_read
+from memfs.copy.sourcefile import SourceFile, cannot_read
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, Folder, reopen, room_bytes
+from memfs.linux.folder import Folder, FolderEntry, reopen, room_bytes
 
 
 class Image:
@@ -25,7 +25,7 @@ class Image:
         folder: the directory; None for a file.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: FolderEntry) -> None:
         """Hold what *entry* is.
 
         Raises:
@@ -76,7 +76,7 @@ class Image:
         else:
             os.close(self.fd)
 
-    def at(self, name: str, *, make: bool = False) -> Entry:
+    def at(self, name: str, *, make: bool = False) -> FolderEntry:
         """The file *name* of a directory; with *make*, directories on the way are made.
 
         Raises:
@@ -99,7 +99,7 @@ class Image:
             return reopen(self.fd, flags & ~os.O_CREAT)
         return self.at(name, make=bool(flags & os.O_CREAT)).open_file(flags, PRIVATE_FILE)
 
-    def reading(self, name: str) -> Reading:
+    def reading(self, name: str) -> SourceFile:
         """The file *name* of it, or itself where that is "", to be compared.
 
         Raises:
@@ -107,7 +107,7 @@ class Image:
         """
         path = Path(str(self), name)
         try:
-            return Reading(path, self.open(name))
+            return SourceFile(path, self.open(name))
         except OSError as error:
             raise cannot_read(path, error) from None
 

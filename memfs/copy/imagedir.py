@@ -27,7 +27,7 @@ from memfs.copy.newfile import (
 from memfs.copy.place import Place
 from memfs.copy.sourcefile import cannot_read, open_in, open_source
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, Folder
+from memfs.linux.folder import Folder, FolderEntry
 from memfs.linux.syscalls import sync_file_system
 
 _SMALL_BYTES = 1 << 20
@@ -87,7 +87,7 @@ class NewDirectory:
         folder: it, held.
     """
 
-    def __init__(self, target: Entry) -> None:
+    def __init__(self, target: FolderEntry) -> None:
         """Make one that is to become *target*.
 
         Raises:
@@ -153,7 +153,7 @@ class NewDirectory:
             raise cannot_write(self.target, error) from None
 
 
-def hold_replaceable(target: Entry) -> Folder | None:
+def hold_replaceable(target: FolderEntry) -> Folder | None:
     """Make sure that nothing of the user's is lost with *target*; returns the image that it is, if it is one.
 
     Raises:
@@ -220,7 +220,7 @@ def make_links(new: NewDirectory, items: list[Item]) -> None:
 
 
 def _copy_item(
-    place: Place, name: str, entry: Entry, tools: Tools, note: Callable[[str, str, str], None]
+    place: Place, name: str, entry: FolderEntry, tools: Tools, note: Callable[[str, str, str], None]
 ) -> None:
     source = place.path / name
     try:

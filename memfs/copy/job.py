@@ -20,15 +20,15 @@ from memfs.copy.since import read_changes, snapshot_id, vma_name
 from memfs.copy.sourcefile import open_source
 from memfs.copy.update import update
 from memfs.errors import BadOption, CannotCopy
-from memfs.linux.folder import Entry
+from memfs.linux.folder import FolderEntry
 from memfs.linux.maps import Access
 
 _CORE = "core"
 
 
 @attrs.frozen
-class Request:
-    """What is asked for.
+class CopyRequest:
+    """What the command line asks for.
 
     Attributes:
         destination: a path, or ``-`` for stdout.
@@ -42,7 +42,7 @@ class Request:
 
 
 @attrs.frozen
-class Copied:
+class CopiedFile:
     """One file that was copied.
 
     Attributes:
@@ -56,10 +56,10 @@ class Copied:
     buffered: str
 
 
-Note = Callable[[Copied], None]
+Note = Callable[[CopiedFile], None]
 
 
-def run(request: Request, meter: Meter, note: Note) -> dict[str, int]:
+def run(request: CopyRequest, meter: Meter, note: Note) -> dict[str, int]:
     """Do it; *note* is told of each file once it is whole.
 
     Returns how much the source says that it lacks of the memory of its process, in bytes by the reason.
@@ -79,7 +79,7 @@ def run(request: Request, meter: Meter, note: Note) -> dict[str, int]:
     return lacks
 
 
-def _run(request: Request, place: Place, meter: Meter, note: Note) -> None:
+def _run(request: CopyRequest, place: Place, meter: Meter, note: Note) -> None:
     crew = Crew()
     tools = Tools(crew, meter, request.checks)
     name = None if place.path.is_dir() else place.path.name
@@ -96,7 +96,7 @@ def _run(request: Request, place: Place, meter: Meter, note: Note) -> None:
         crew.close()
 
 
-def _to_image(request: Request, place: Place, target: Entry, tools: Tools, note: Note) -> None:
+def _to_image(request: CopyRequest, place: Place, target: FolderEntry, tools: Tools, note: Note) -> None:
     journal.finish(target, tools.crew)
     clear_leftovers(target)
     if request.since is not None and update(
@@ -107,7 +107,7 @@ def _to_image(request: Request, place: Place, target: Entry, tools: Tools, note:
         _copy_directory(place, target, tools, note)
     else:
         digest, buffered = files.copy_file(place, target, _mark_of(place), tools)
-        note(Copied(str(target), digest, buffered))
+        note(CopiedFile(str(target), digest, buffered))
 
 
 def _mark_of(place: Place) -> Mark | None:
@@ -117,15 +117,15 @@ def _mark_of(place: Place) -> Mark | None:
     return Mark(snapshot_id(place.snapshot, place.device), part_of(place.parts))
 
 
-def _check(place: Place, target: Entry, tools: Tools, note: Note) -> None:
+def _check(place: Place, target: FolderEntry, tools: Tools, note: Note) -> None:
     with Image(target) as image:
         mark = read_mark(image)
         for name in mark.files if mark is not None else ():
             digest = files.check(place, image, name, tools)
-            note(Copied(os.path.join(str(target), name) if name else str(target), digest, ""))
+            note(CopiedFile(os.path.join(str(target), name) if name else str(target), digest, ""))
 
 
-def _to_stream(request: Request, place: Place, special: Special | None, meter: Meter, note: Note) -> None:
+def _to_stream(request: CopyRequest, place: Place, special: Special | None, meter: Meter, note: Note) -> None:
     """Send it to *special*, or to stdout."""
     if request.since is not None:
         raise BadOption("a stream has no image that --since could bring up to date", "name the image")
@@ -149,7 +149,7 @@ def _to_stream(request: Request, place: Place, special: Special | None, meter: M
         else:
             stream.send(reading, out, request.destination, meter, content)
         digest = content.finish(reading.size_bytes) if content is not None else ""
-    note(Copied(request.destination, digest, ""))
+    note(CopiedFile(request.destination, digest, ""))
 
 
 def _is_shared(place: Place) -> bool:
@@ -159,12 +159,12 @@ def _is_shared(place: Place) -> bool:
     return bool(vma_name(place.parts[1]).access & Access.SHARED)
 
 
-def _copy_directory(place: Place, target: Entry, tools: Tools, note: Note) -> None:
+def _copy_directory(place: Place, target: FolderEntry, tools: Tools, note: Note) -> None:
     items = imagedir.list_items(place)
-    copied: list[Copied] = []
+    copied: list[CopiedFile] = []
 
     def keep(name: str, digest: str, buffered: str) -> None:
-        copied.append(Copied(f"{target}/{name}", digest, buffered))
+        copied.append(CopiedFile(f"{target}/{name}", digest, buffered))
 
     with imagedir.NewDirectory(target) as new:
         imagedir.copy_tree(place, items, new, tools, keep)

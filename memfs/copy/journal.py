@@ -22,7 +22,7 @@ from memfs.copy.held import Image
 from memfs.copy.mark import Mark, mark_image, parse_mark
 from memfs.copy.newfile import NewFile, cannot_write, write_all
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, is_ours
+from memfs.linux.folder import FolderEntry, is_ours
 from memfs.linux.span import PAGE_BYTES
 from memfs.linux.syscalls import sync_file_system
 
@@ -30,7 +30,7 @@ _TRAILER = struct.Struct("<QQQ")
 """Where the mark begins, its length, and that of the edits behind it."""
 
 
-def journal_of(image: Entry) -> Entry:
+def journal_of(image: FolderEntry) -> FolderEntry:
     """Where the journal of *image* is, if there is one."""
     return image.beside(f".{image.name}.memfs-journal")
 
@@ -151,7 +151,7 @@ class Stay:
 
 
 @contextlib.contextmanager
-def _explained(image: Entry) -> Iterator[None]:
+def _explained(image: FolderEntry) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, struct.error) as error:
@@ -161,7 +161,7 @@ def _explained(image: Entry) -> Iterator[None]:
         ) from None
 
 
-def finish(image: Entry, crew: Crew) -> None:
+def finish(image: FolderEntry, crew: Crew) -> None:
     """Carry out the journal of *image*, if it has one; without an image it is removed.
 
     Raises:
@@ -189,7 +189,7 @@ def finish(image: Entry, crew: Crew) -> None:
         os.close(fd)
 
 
-def _ensure_ours(journal: Entry, found: os.stat_result) -> None:
+def _ensure_ours(journal: FolderEntry, found: os.stat_result) -> None:
     """Make sure that this user wrote a journal."""
     is_file = stat_module.S_ISREG(found.st_mode)
     if is_file and found.st_uid != os.geteuid():
@@ -201,11 +201,11 @@ def _ensure_ours(journal: Entry, found: os.stat_result) -> None:
         raise _no_journal(journal, "a journal is a file with one name and mode 0600")
 
 
-def _no_journal(journal: Entry, reason: str) -> CannotCopy:
+def _no_journal(journal: FolderEntry, reason: str) -> CannotCopy:
     return CannotCopy(f"{journal} is no journal of memfs copy ({reason})", "remove it")
 
 
-def _finish(image: Entry, journal: int, size_bytes: int, crew: Crew) -> None:
+def _finish(image: FolderEntry, journal: int, size_bytes: int, crew: Crew) -> None:
     mark, edits = _read_tail(journal, size_bytes)
     try:
         held = Image(image)
@@ -219,7 +219,7 @@ def _finish(image: Entry, journal: int, size_bytes: int, crew: Crew) -> None:
     _remove(journal_of(image))
 
 
-def _remove(journal: Entry) -> None:
+def _remove(journal: FolderEntry) -> None:
     with contextlib.suppress(FileNotFoundError):
         journal.unlink()
     journal.folder.sync()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from memfs.copy.sourcefile import Reading
+from memfs.copy.sourcefile import SourceFile
 from memfs.errors import CannotCopy
 from memfs.linux.elf import FILE_HEADER, MISSING, OUR_OWNER, PT_NOTE, parse_file_header, parse_notes
 from memfs.linux.span import Span
@@ -11,7 +11,7 @@ _MOST_BYTES = 256 << 20
 _PIECE_BYTES = 1 << 20
 
 
-def lacking(core: Reading) -> dict[str, int]:
+def lacking(core: SourceFile) -> dict[str, int]:
     """Return how many bytes are not in *core*, by the reason."""
     try:
         headers = parse_file_header(_read(core, Span(0, FILE_HEADER.size)))
@@ -34,7 +34,7 @@ def lacking(core: Reading) -> dict[str, int]:
     return lost
 
 
-def _read(core: Reading, span: Span) -> bytes:
+def _read(core: SourceFile, span: Span) -> bytes:
     found = bytearray(span.clip(Span(0, core.size_bytes)).size)
     with memoryview(found) as view:
         for start in range(0, len(view), _PIECE_BYTES):

@@ -14,7 +14,7 @@ import attrs
 from memfs.copy.held import Image
 from memfs.copy.newfile import NewFile, cannot_write
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, Folder, is_ours
+from memfs.linux.folder import Folder, FolderEntry, is_ours
 
 MARK_NAME = ".memfs-image"
 """The file in a directory by which it is known as an image of ours."""
@@ -65,11 +65,11 @@ def part_of(names: tuple[str, ...]) -> str:
     return "/".join(names)
 
 
-def _beside(image: Entry) -> Entry:
+def _beside(image: FolderEntry) -> FolderEntry:
     return image.beside(f".{image.name}.memfs-image")
 
 
-def mark_file(fd: int, image: Entry, mark: Mark) -> None:
+def mark_file(fd: int, image: FolderEntry, mark: Mark) -> None:
     """Store *mark* with the file *fd*, which is *image* or will be, and is as it will stay.
 
     Raises:
@@ -92,7 +92,7 @@ def mark_directory(folder: Folder, mark: Mark) -> None:
     Raises:
         CannotCopy: it cannot be.
     """
-    _write_small(Entry(folder, MARK_NAME), mark.format())
+    _write_small(FolderEntry(folder, MARK_NAME), mark.format())
 
 
 def mark_image(image: Image, mark: Mark) -> None:
@@ -109,7 +109,7 @@ def mark_image(image: Image, mark: Mark) -> None:
         mark_file(image.fd, image.entry, whole)
 
 
-def _write_small(entry: Entry, content: bytes) -> None:
+def _write_small(entry: FolderEntry, content: bytes) -> None:
     new = NewFile(entry, direct=False)
     try:
         new.write(0, memoryview(content))
@@ -123,14 +123,14 @@ def read_mark(image: Image) -> Mark | None:
     """The mark of *image*; None where it has none that can be read, or another user can have written it."""
     with contextlib.suppress(OSError, ValueError):
         if image.folder is not None:
-            return parse_mark(_read_small(Entry(image.folder, MARK_NAME)))
+            return parse_mark(_read_small(FolderEntry(image.folder, MARK_NAME)))
         with contextlib.suppress(OSError):
             return parse_mark(os.getxattr(image.fd, _XATTR))
         return parse_mark(_read_small(_beside(image.entry)))
     return None
 
 
-def _read_small(entry: Entry) -> bytes:
+def _read_small(entry: FolderEntry) -> bytes:
     with open(entry.open_file(), "rb") as file:
         if not (entry.folder.is_private or is_ours(os.fstat(file.fileno()))):
             raise ValueError("not ours")

@@ -12,7 +12,7 @@ import os
 import stat as stat_module
 
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry, Folder, is_ours
+from memfs.linux.folder import Folder, FolderEntry, is_ours
 from memfs.linux.mountinfo import read_mounts
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import reserve
@@ -28,7 +28,7 @@ _MEMORY_FILE_SYSTEMS = (b"tmpfs", b"ramfs")
 _MOST_RESERVED = 4096
 
 
-def cannot_write(path: Entry | str, error: OSError) -> CannotCopy:
+def cannot_write(path: FolderEntry | str, error: OSError) -> CannotCopy:
     """The error for a destination that does not take what it is given."""
     if error.errno in _NO_ROOM:
         return CannotCopy(
@@ -59,7 +59,7 @@ class NewFile:
         buffered: why it is written through the page cache; empty where O_DIRECT goes past it.
     """
 
-    def __init__(self, target: Entry, *, direct: bool = True, named: bool = False) -> None:
+    def __init__(self, target: FolderEntry, *, direct: bool = True, named: bool = False) -> None:
         """Make a file that is to become *target*; *named* gives it that name at once, it being new.
 
         Raises:
@@ -67,7 +67,7 @@ class NewFile:
         """
         self.target = target
         self.buffered = "" if direct else "it is small"
-        self._temporary: Entry | None = None
+        self._temporary: FolderEntry | None = None
         self._named = named
         try:
             if direct:
@@ -203,17 +203,17 @@ def _set_direct(fd: int, on: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
 
 
-def temporary_prefix(target: Entry) -> str:
+def temporary_prefix(target: FolderEntry) -> str:
     """How the names of ours beside *target* begin."""
     return f".{target.name[:_PREFIX_LETTERS]}.memfs-new-"
 
 
-def temporary_of(target: Entry) -> Entry:
+def temporary_of(target: FolderEntry) -> FolderEntry:
     """A new one, which no one can guess."""
     return target.beside(f"{temporary_prefix(target)}{os.urandom(8).hex()}")
 
 
-def clear_leftovers(target: Entry) -> None:
+def clear_leftovers(target: FolderEntry) -> None:
     """Remove what copies to *target* left whose process was killed: the living hold a lock on theirs.
 
     Raises:
@@ -233,7 +233,7 @@ def clear_leftovers(target: Entry) -> None:
                 _clear_leftover(target.beside(name))
 
 
-def _clear_leftover(left: Entry) -> None:
+def _clear_leftover(left: FolderEntry) -> None:
     fd = left.open()
     try:
         if left.folder.is_private or is_ours(os.fstat(fd)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from memfs.copy.place import Place
-from memfs.copy.sourcefile import Reading, cannot_read, open_in
+from memfs.copy.sourcefile import SourceFile, cannot_read, open_in
 from memfs.errors import CannotCopy
 from memfs.linux.elf import FILE_HEADER, PN_XNUM, PT_LOAD, parse_file_header
 from memfs.linux.span import Span, tiles
@@ -25,7 +25,7 @@ _UPPER = b"0000"
 
 
 @attrs.frozen
-class Changes:
+class ChangeList:
     """Addresses that may differ between two snapshots: ranges in order, apart from each other.
 
     Attributes:
@@ -58,7 +58,7 @@ class Changes:
         return range(bisect_right(self._ends, span.start), bisect_left(self._starts, span.end))
 
 
-def parse_changes(text: bytes) -> Changes:
+def parse_changes(text: bytes) -> ChangeList:
     """The content of ``.since/NAME``."""
     head, _, lines = text.partition(b"\n")
     _, earlier, later = head.decode().split()
@@ -67,7 +67,7 @@ def parse_changes(text: bytes) -> Changes:
     bounds = array("Q", bytes.fromhex(digits.decode()))
     if sys.byteorder == "little":
         bounds.byteswap()
-    return Changes(earlier, later, bounds[0::2], bounds[1::2])
+    return ChangeList(earlier, later, bounds[0::2], bounds[1::2])
 
 
 def snapshot_id(snapshot: Path, device: int) -> str:
@@ -86,7 +86,7 @@ def snapshot_id(snapshot: Path, device: int) -> str:
         raise cannot_read(snapshot, error) from None
 
 
-def read_changes(place: Place, since: str) -> Changes:
+def read_changes(place: Place, since: str) -> ChangeList:
     """What changed since the snapshot *since*, a name or a path.
 
     Raises:
@@ -163,7 +163,7 @@ class Asked:
     stretches: tuple[Stretch, ...]
     anyway: tuple[Span, ...] = ()
 
-    def weigh(self, changes: Changes) -> tuple[int, int]:
+    def weigh(self, changes: ChangeList) -> tuple[int, int]:
         """How many bytes have to be carried over, and in how many ranges."""
         size, count = sum(span.size for span in self.anyway), len(self.anyway)
         for stretch in self.stretches:
@@ -171,7 +171,7 @@ class Asked:
             size, count = size + more[0], count + more[1]
         return size, count
 
-    def changed(self, changes: Changes) -> list[Span]:
+    def changed(self, changes: ChangeList) -> list[Span]:
         """The ranges of the file, in order."""
         found = list(self.anyway)
         for stretch in self.stretches:
@@ -185,7 +185,7 @@ class Asked:
         return found
 
 
-def asked_of(source: Reading, names: tuple[str, ...], before: Span | None, old: int) -> Asked:
+def asked_of(source: SourceFile, names: tuple[str, ...], before: Span | None, old: int) -> Asked:
     """What to ask the changes of *source*, for a file that was the same part of the earlier snapshot.
 
     *names* lead to the source. *before* are the addresses of the earlier part, if it is a VMA; *old* is a

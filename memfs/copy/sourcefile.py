@@ -47,8 +47,8 @@ def open_in(path: Path, device: int, flags: int) -> int:
         os.close(fd)
 
 
-class Reading:
-    """A source file. The owner closes it.
+class SourceFile:
+    """A file of the mount, open for reading. The owner closes it.
 
     Attributes:
         size_bytes: as it is now that the file is open: before, the size of a live core is a guess.
@@ -111,14 +111,14 @@ class Reading:
             return False
 
 
-def open_source(path: Path, device: int, flags: int = os.O_DIRECT) -> Reading:
+def open_source(path: Path, device: int, flags: int = os.O_DIRECT) -> SourceFile:
     """The file *path* of the mount *device*, read past the page cache unless *flags* say otherwise.
 
     Raises:
         CannotCopy: it cannot be opened, or is no file of that mount.
     """
     try:
-        return Reading(path, open_in(path, device, os.O_RDONLY | flags))
+        return SourceFile(path, open_in(path, device, os.O_RDONLY | flags))
     except OSError as error:
         raise cannot_read(path, error) from None
 

@@ -20,7 +20,7 @@ from memfs.copy.crew import CHUNK_BYTES
 from memfs.copy.destination import Special
 from memfs.copy.digests import Content
 from memfs.copy.meter import Meter
-from memfs.copy.sourcefile import Reading, chunks
+from memfs.copy.sourcefile import SourceFile, chunks
 from memfs.errors import CannotCopy
 from memfs.linux.folder import reopen
 from memfs.linux.pipe import grow
@@ -35,7 +35,7 @@ _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 class _Ahead:
     """A thread that reads a file piece by piece, a few buffers ahead of who takes them."""
 
-    def __init__(self, source: Reading) -> None:
+    def __init__(self, source: SourceFile) -> None:
         self._source = source
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[Span, memoryview | None] | BaseException | None]
@@ -66,7 +66,7 @@ class _Ahead:
                 self._free.put(found[1])
 
 
-def send(source: Reading, out: int, name: str, meter: Meter, content: Content | None = None) -> None:
+def send(source: SourceFile, out: int, name: str, meter: Meter, content: Content | None = None) -> None:
     """Send all of *source* to the descriptor *out*, which messages call *name*; *content* sees it pass.
 
     Raises:
@@ -86,7 +86,7 @@ def send(source: Reading, out: int, name: str, meter: Meter, content: Content | 
         meter.add(piece.size)
 
 
-def send_shared(source: Reading, out: int, name: str, meter: Meter) -> None:
+def send_shared(source: SourceFile, out: int, name: str, meter: Meter) -> None:
     """The same for shared memory, by sendfile(2); *source* is open without O_DIRECT.
 
     Raises:
@@ -125,7 +125,7 @@ def send_shared(source: Reading, out: int, name: str, meter: Meter) -> None:
         meter.add(piece.size)
 
 
-def _pieces(source: Reading) -> Iterator[tuple[Span, bool]]:
+def _pieces(source: SourceFile) -> Iterator[tuple[Span, bool]]:
     at = 0
     for extent in (*source.extents(), Span(source.size_bytes, source.size_bytes)):
         yield from ((piece, False) for piece in chunks([Span(at, extent.start)]))

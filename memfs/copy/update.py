@@ -16,16 +16,16 @@ import attrs
 
 from memfs.copy import imagedir, journal
 from memfs.copy.carry import Placed, Sink, Slot, carry
-from memfs.copy.edits import Edit, Kind, make_hole
+from memfs.copy.edits import Edit, EditKind, make_hole
 from memfs.copy.files import Tools
 from memfs.copy.held import Image
 from memfs.copy.mark import Mark, ensure_fits, mark_file, mark_image, part_of, read_mark, size_and_time
 from memfs.copy.newfile import PRIVATE_DIRECTORY, NewFile, cannot_write
 from memfs.copy.place import Place
-from memfs.copy.since import Asked, Changes, asked_of, vma_name
-from memfs.copy.sourcefile import Reading, open_source
+from memfs.copy.since import Asked, ChangeList, asked_of, vma_name
+from memfs.copy.sourcefile import SourceFile, open_source
 from memfs.errors import CannotCopy
-from memfs.linux.folder import Entry
+from memfs.linux.folder import FolderEntry
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.linux.syscalls import clone, reserve
 
@@ -44,7 +44,7 @@ _BLOCK_BYTES = 512
 class _Clone:
     """A copy that shares its blocks with the image."""
 
-    image: Entry
+    image: FolderEntry
     new: NewFile
 
     def hole(self, offset: int, size: int) -> None:
@@ -70,14 +70,14 @@ class _Book:
     book: journal.Journal
 
     def hole(self, offset: int, size: int) -> None:
-        self.book.add(Edit(Kind.HOLE, self.name, offset, size))
+        self.book.add(Edit(EditKind.HOLE, self.name, offset, size))
 
     def slot(self, buffer: memoryview) -> Slot:
         return self.book.claim(buffer)
 
     def data(self, pieces: list[Placed], slot: Slot) -> None:
         edits = [
-            Edit(Kind.DATA, self.name, placed.piece.start, placed.piece.size, slot.at + placed.at)
+            Edit(EditKind.DATA, self.name, placed.piece.start, placed.piece.size, slot.at + placed.at)
             for placed in pieces
         ]
         self.book.add_data(edits, slot)
@@ -98,7 +98,7 @@ class FilePlan:
     old_name: str | None
 
 
-def update(place: Place, since: str, target: Entry, changes: Changes, tools: Tools) -> bool:
+def update(place: Place, since: str, target: FolderEntry, changes: ChangeList, tools: Tools) -> bool:
     """Make the image *target*, which is of the snapshot *since*, one of *place*.
 
     Returns False where nothing was done, since a whole copy takes less time, and there is room for it.
@@ -202,7 +202,7 @@ def _can_clone(image: Image, plans: list[FilePlan]) -> bool:
 class _Updater:
     """One update, by either way."""
 
-    def __init__(self, place: Place, image: Image, changes: Changes, tools: Tools) -> None:
+    def __init__(self, place: Place, image: Image, changes: ChangeList, tools: Tools) -> None:
         self._place = place
         self._image = image
         self._changes = changes
@@ -281,14 +281,14 @@ class _Updater:
             kept = {plan.old_name for plan in plans} | {plan.name for plan in plans}
             for name in old.files:
                 if name and name not in kept:
-                    book.add(Edit(Kind.REMOVE, name))
+                    book.add(Edit(EditKind.REMOVE, name))
             links = {item.name for item in items if item.link is not None}
             for left in self._image.links():
                 if left not in links:
-                    book.add(Edit(Kind.REMOVE, left))
+                    book.add(Edit(EditKind.REMOVE, left))
             for item in items:
                 if item.link is not None:
-                    book.add(Edit(Kind.LINK, item.name, other=item.link))
+                    book.add(Edit(EditKind.LINK, item.name, other=item.link))
             for plan in plans:
                 self._write_plan(plan, book, stay)
             if book.is_empty:
@@ -304,20 +304,20 @@ class _Updater:
     def _write_plan(self, plan: FilePlan, book: journal.Journal, stay: journal.Stay) -> None:
         with open_source(plan.source, self._place.device) as source:
             if plan.old_name is None:
-                book.add(Edit(Kind.FILE, plan.name, offset=1, size=source.size_bytes))
+                book.add(Edit(EditKind.FILE, plan.name, offset=1, size=source.size_bytes))
                 self._carry(source, [Span(0, source.size_bytes)], _Book(plan.name, book), holes=False)
                 self._ensure_room(source)
                 return
             with self._old(plan, os.O_RDWR) as old:
                 spans = self._wanted(plan, source, old)
                 if plan.old_name != plan.name:
-                    book.add(Edit(Kind.MOVE, plan.old_name, other=plan.name))
+                    book.add(Edit(EditKind.MOVE, plan.old_name, other=plan.name))
                 if spans or plan.old_name != plan.name or os.fstat(old).st_size != source.size_bytes:
-                    book.add(Edit(Kind.FILE, plan.name, size=source.size_bytes))
+                    book.add(Edit(EditKind.FILE, plan.name, size=source.size_bytes))
                     written = self._carry(source, spans, _Book(plan.name, book), holes=True)
                     self._set_aside(old, written, stay)
 
-    def _ensure_room(self, source: Reading) -> None:
+    def _ensure_room(self, source: SourceFile) -> None:
         if self._image.room_bytes() < sum(extent.size for extent in source.extents()):
             raise cannot_write(self._image.entry, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
@@ -339,7 +339,7 @@ class _Updater:
 
     # Both
 
-    def _asked(self, plan: FilePlan, source: Reading, old: int) -> Asked:
+    def _asked(self, plan: FilePlan, source: SourceFile, old: int) -> Asked:
         names = (*self._place.parts, *plan.name.split("/")) if plan.name else self._place.parts
         before = None
         if names[0] == "vmas":
@@ -349,7 +349,7 @@ class _Updater:
                 before = Span(before.start, before.start + os.fstat(old).st_size)
         return asked_of(source, names, before, old)
 
-    def _wanted(self, plan: FilePlan, source: Reading, old: int) -> list[Span]:
+    def _wanted(self, plan: FilePlan, source: SourceFile, old: int) -> list[Span]:
         """What is to be carried over: whole pages, but for the end of the file, in order."""
         everything = Span(0, source.size_bytes)
         if plan.old_name is None:
@@ -363,7 +363,7 @@ class _Updater:
                 found.append(whole)
         return found
 
-    def _carry(self, source: Reading, spans: list[Span], sink: Sink, *, holes: bool) -> list[Span]:
+    def _carry(self, source: SourceFile, spans: list[Span], sink: Sink, *, holes: bool) -> list[Span]:
         return carry(source, spans, sink, self._tools.crew, self._tools.meter, holes=holes)
 
 

@@ -25,7 +25,7 @@ from memfs.target.origins import ObjectKey, object_key
 
 
 @attrs.frozen
-class FileState:
+class ServedState:
     """What of stat(2) a mapped file is known by; *links* is how many names it has."""
 
     mtime_ns: int
@@ -34,7 +34,7 @@ class FileState:
 
 
 @attrs.frozen
-class Look:
+class FileQuery:
     """Open the file that *mapping* shows, by map_files of process *pid*, and tell its FileState."""
 
     pid: int
@@ -47,7 +47,7 @@ class Forget:
 
 
 @attrs.frozen
-class Part:
+class CopyPart:
     """Bytes to be copied to *into* in the descriptor that comes with them.
 
     Attributes:
@@ -66,8 +66,8 @@ class Part:
 class Copy:
     """Copy *parts* out of the file that *mapping* shows."""
 
-    look: Look
-    parts: tuple[Part, ...]
+    look: FileQuery
+    parts: tuple[CopyPart, ...]
 
 
 def main() -> None:
@@ -108,22 +108,22 @@ class _Servant:
     def __init__(self) -> None:
         self._opened: dict[ObjectKey, int] = {}
 
-    def answer(self, request: object, descriptors: list[int]) -> FileState | None:
+    def answer(self, request: object, descriptors: list[int]) -> ServedState | None:
         if isinstance(request, Forget):
             opened, self._opened = self._opened, {}
             for fd in opened.values():
                 os.close(fd)
             return None
-        if isinstance(request, Look):
+        if isinstance(request, FileQuery):
             found = os.fstat(self._open(request))
-            return FileState(found.st_mtime_ns, found.st_size, found.st_nlink)
+            return ServedState(found.st_mtime_ns, found.st_size, found.st_nlink)
         assert isinstance(request, Copy)
         into, memory = descriptors
         for part in request.parts:
             os.pwrite(into, self._read(request.look, part, memory), part.into)
         return None
 
-    def _read(self, look: Look, part: Part, memory: int) -> bytes:
+    def _read(self, look: FileQuery, part: CopyPart, memory: int) -> bytes:
         if part.in_memory:
             return _read(memory, part.address, part.size)
         try:
@@ -140,7 +140,7 @@ class _Servant:
             return data
         return _read_file(fd, part.address - look.mapping.span.start + look.mapping.offset, part.size)
 
-    def _open(self, look: Look) -> int:
+    def _open(self, look: FileQuery) -> int:
         key = object_key(look.mapping)
         fd = self._opened.get(key)
         if fd is None:

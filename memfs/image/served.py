@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from memfs.errors import RangeUnmapped
-from memfs.image.servant import Copy, FileState, Forget, Look, Part
+from memfs.image.servant import Copy, CopyPart, FileQuery, Forget, ServedState
 from memfs.image.source import Piece, Workspace
 from memfs.linux import wire
 from memfs.linux.pagemap import PageKind, Scanner
@@ -59,14 +59,14 @@ class ServedFiles:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer, and lets go himself
 
-    def look(self, region: Region) -> FileState:
+    def look(self, region: Region) -> ServedState:
         """What is known of the file that *region* shows.
 
         Raises:
             RangeUnmapped: it cannot be had, or not in time.
         """
-        answer = self._ask(region, Look(self._space.objects_pid, region.mapping), [])
-        assert isinstance(answer, FileState)
+        answer = self._ask(region, FileQuery(self._space.objects_pid, region.mapping), [])
+        assert isinstance(answer, ServedState)
         return answer
 
     def pieces(self, region: Region, part: Span, workspace: Workspace) -> list[Piece]:
@@ -83,7 +83,7 @@ class ServedFiles:
             self._space.ensure_unchanged(region.mapping, state.mtime_ns, state.size_bytes)
         to_scratch = workspace.take_scratch(part.size) - part.start
         wanted = tuple(
-            Part(span.start, span.size, span.start + to_scratch, in_memory=kind is PageKind.OWN)
+            CopyPart(span.start, span.size, span.start + to_scratch, in_memory=kind is PageKind.OWN)
             for span, kind in parts
             if kind is not PageKind.EMPTY
         )
@@ -122,12 +122,12 @@ class ServedFiles:
                 swapped.append(span.page_aligned())
             yield span, PageKind.OWN if run.held else PageKind.EMPTY
 
-    def _copy(self, region: Region, parts: tuple[Part, ...], into: int, *, asks_server: bool) -> None:
-        look = Look(self._space.objects_pid, region.mapping)
+    def _copy(self, region: Region, parts: tuple[CopyPart, ...], into: int, *, asks_server: bool) -> None:
+        look = FileQuery(self._space.objects_pid, region.mapping)
         self._ask(region, Copy(look, parts), [into, self._space.mem], asks_server=asks_server)
 
     def _ask(
-        self, region: Region, request: Look | Copy, descriptors: list[int], *, asks_server: bool = True
+        self, region: Region, request: FileQuery | Copy, descriptors: list[int], *, asks_server: bool = True
     ) -> object:
         device = region.mapping.device
         with self._lock:

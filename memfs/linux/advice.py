@@ -20,7 +20,7 @@ _PROCESS_MADVISE = 440  # the same on every architecture
 _MOST_SPANS = 1024  # UIO_MAXIOV, <linux/uio.h>
 
 
-class Advice(enum.IntEnum):
+class PagingAdvice(enum.IntEnum):
     """``<asm-generic/mman-common.h>``."""
 
     WILLNEED = 3
@@ -29,7 +29,7 @@ class Advice(enum.IntEnum):
     """Reclaim it now. The kernel leaves alone what other processes map too."""
 
 
-def advise_process(pidfd: int, advice: Advice, spans: Sequence[Span]) -> None:
+def advise_process(pidfd: int, advice: PagingAdvice, spans: Sequence[Span]) -> None:
     """Give *advice* about *spans*, which are page-aligned. Without any it is asked only whether that may be.
 
     Raises:

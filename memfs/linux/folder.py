@@ -95,7 +95,7 @@ class Folder:
         self._ensure_listed()
         return os.listdir(self.fd)
 
-    def at(self, name: str, *, make: int | None = None) -> "Entry":
+    def at(self, name: str, *, make: int | None = None) -> "FolderEntry":
         """The entry below it that the relative path *name* leads to, through no symbolic link.
 
         With *make*, directories on the way that are not there are made with that mode.
@@ -109,12 +109,12 @@ class Folder:
             raise OSError(errno.EINVAL, f"{name!r} does not lead below {self.path}")
         for part in parents:
             folder = folder._enter(part, make)
-        return Entry(folder, last)
+        return FolderEntry(folder, last)
 
     def _enter(self, name: str, make: int | None) -> "Folder":
         folder = self._inside.get(name)
         if folder is None:
-            entry = Entry(self, name)
+            entry = FolderEntry(self, name)
             if make is not None:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, make, dir_fd=self.fd)
@@ -131,12 +131,12 @@ class Folder:
         Raises:
             OSError: something cannot be removed.
         """
-        way: list[tuple[Entry | None, Folder, Iterator[str]]] = [(None, self, iter(self.names()))]
+        way: list[tuple[FolderEntry | None, Folder, Iterator[str]]] = [(None, self, iter(self.names()))]
         try:
             while way:
                 made_by, folder, names = way[-1]
                 for name in names:
-                    entry = Entry(folder, name)
+                    entry = FolderEntry(folder, name)
                     try:
                         with contextlib.suppress(FileNotFoundError):
                             entry.unlink()
@@ -221,7 +221,7 @@ def is_ours(found: os.stat_result) -> bool:
 
 
 @attrs.frozen
-class Entry:
+class FolderEntry:
     """A name in a directory that is held; there may be something of that name."""
 
     folder: Folder
@@ -231,9 +231,9 @@ class Entry:
         """Its path, for messages."""
         return os.path.join(self.folder.path, self.name)
 
-    def beside(self, name: str) -> "Entry":
+    def beside(self, name: str) -> "FolderEntry":
         """Another entry of the same directory."""
-        return Entry(self.folder, name)
+        return FolderEntry(self.folder, name)
 
     def stat(self) -> os.stat_result | None:
         """What is there, a symbolic link being one; None for nothing."""
@@ -300,11 +300,11 @@ class Entry:
         directory = self.folder.fd
         os.link(f"/proc/self/fd/{fd}", self.name, src_dir_fd=directory, dst_dir_fd=directory)
 
-    def rename_to(self, other: "Entry") -> None:
+    def rename_to(self, other: "FolderEntry") -> None:
         """Give it the name *other*, in whose place it comes."""
         os.rename(self.name, other.name, src_dir_fd=self.folder.fd, dst_dir_fd=other.folder.fd)
 
-    def exchange_with(self, other: "Entry") -> None:
+    def exchange_with(self, other: "FolderEntry") -> None:
         """Have this name and *other* change places."""
         exchange(self.folder.fd, os.fsencode(self.name), other.folder.fd, os.fsencode(other.name))
 

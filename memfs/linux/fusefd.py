@@ -20,8 +20,8 @@ _UIDS = re.compile(rb"^Uid:\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
 
 
 @attrs.define
-class Server:
-    """A process that has the device of a FUSE file system open. To be closed.
+class DeviceHolder:
+    """A process that has the device of a FUSE file system open. The owner closes it.
 
     Attributes:
         process: a pidfd of it.
@@ -46,7 +46,7 @@ class Server:
             os.close(self.device)
 
 
-def find_servers(device: tuple[int, int], uid: int) -> list[Server]:
+def find_servers(device: tuple[int, int], uid: int) -> list[DeviceHolder]:
     """The processes of user *uid* that serve the FUSE file system on *device*, as far as they can be seen.
 
     Only what the kernel says of a descriptor counts. fdinfo tells a connection's number, which is the
@@ -86,7 +86,7 @@ def _credentials(pid: int) -> set[int]:
     return set(map(int, uids.groups())) if uids else set()
 
 
-def _find_device(pid: int, process: int, number: int) -> Server | None:
+def _find_device(pid: int, process: int, number: int) -> DeviceHolder | None:
     """What *process* has open of the FUSE file system that has the minor number *number*."""
     unverified = None
     for name in _names_of_descriptors(pid):
@@ -106,12 +106,12 @@ def _find_device(pid: int, process: int, number: int) -> Server | None:
         else:
             connected = is_connected(device)
         if said is None and connected and unverified is None:
-            unverified = Server(pid, process, verified=False, device=device)
+            unverified = DeviceHolder(pid, process, verified=False, device=device)
             continue
         if device is not None:
             os.close(device)
         if said is not None and connected:
-            return Server(pid, process, verified=True)
+            return DeviceHolder(pid, process, verified=True)
     return unverified
 
 

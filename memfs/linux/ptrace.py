@@ -13,6 +13,7 @@ import time
 from typing import NamedTuple
 
 from memfs.linux.registers import Registers
+from memfs.linux.syscalls import IoVec
 
 
 class _Request(enum.IntEnum):
@@ -87,8 +88,8 @@ class CallInfo(NamedTuple):
     result: int = 0
 
 
-class Status(NamedTuple):
-    """What waitpid(2) told of a tracee.
+class WaitStatus(NamedTuple):
+    """The status of a tracee, as waitpid(2) reports it.
 
     Attributes:
         alive: False where it has ended.
@@ -112,10 +113,6 @@ _MOST_PEEKED = 64
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
-
-
-class _IoVec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 class _PeekArguments(ctypes.Structure):
@@ -223,7 +220,7 @@ def read_register_set(tid: int, which: int) -> bytes:
         OSError: ENODEV where the thread has no such set, EINVAL where its processor or its mode has none.
     """
     buffer = ctypes.create_string_buffer(_REGISTER_SET_ROOM)
-    vector = _IoVec(ctypes.addressof(buffer), _REGISTER_SET_ROOM)
+    vector = IoVec(ctypes.addressof(buffer), _REGISTER_SET_ROOM)
     _ptrace(_Request.GETREGSET, tid, which, ctypes.addressof(vector))
     return buffer.raw[: vector.length]
 
@@ -307,7 +304,7 @@ def prepare_to_wait() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
 
 
-def wait(tid: int, deadline: float) -> Status:
+def wait(tid: int, deadline: float) -> WaitStatus:
     """Wait until a tracee stops or ends.
 
     Args:
@@ -326,5 +323,5 @@ def wait(tid: int, deadline: float) -> Status:
         signal.sigtimedwait({signal.SIGCHLD}, left)
     if os.WIFSTOPPED(status):
         number = os.WSTOPSIG(status)
-        return Status(True, number, Event.CALL if number == _CALL_STOP else status >> 16)
-    return Status(False, 0, 0)
+        return WaitStatus(True, number, Event.CALL if number == _CALL_STOP else status >> 16)
+    return WaitStatus(False, 0, 0)

@@ -13,7 +13,7 @@ import struct
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _IoVec(ctypes.Structure):
+class IoVec(ctypes.Structure):
     """``struct iovec`` (``<bits/types/struct_iovec.h>``)."""
 
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
@@ -51,7 +51,7 @@ class Vmsplice:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._ranges = (_IoVec * capacity)()
+        self._ranges = (IoVec * capacity)()
         self._address = ctypes.addressof(self._ranges)
         self._capacity = capacity
         self._count = 0

@@ -16,7 +16,7 @@ import attrs
 
 from memfs.errors import NoSuchEntry, TargetExited
 from memfs.linux import procfs
-from memfs.linux.advice import Advice, advise_process
+from memfs.linux.advice import PagingAdvice, advise_process
 from memfs.linux.span import Span
 from memfs.linux.stat import Stat, parse_stat, read_stat, read_thread_stat
 from memfs.linux.status import Status, parse_status
@@ -174,7 +174,7 @@ class ProcessHandle:
             raise gone
         return stat
 
-    def advise(self, advice: Advice, spans: Sequence[Span]) -> None:
+    def advise(self, advice: PagingAdvice, spans: Sequence[Span]) -> None:
         """Give the process *advice* about its memory, see :func:`advise_process`. It may have exec'ed."""
         advise_process(self._fd, advice, spans)
 

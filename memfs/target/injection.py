@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from memfs.linux import ptrace
 from memfs.linux.arch import Architecture, Call
-from memfs.linux.ptrace import CallInfo, CallStop, Event, Option, Status
+from memfs.linux.ptrace import CallInfo, CallStop, Event, Option, WaitStatus
 from memfs.linux.registers import Registers
 from memfs.linux.syscalls import send_to_thread
 from memfs.target.tracee import Killed, Tracee
@@ -229,7 +229,7 @@ class Injection:
             self._cancel_call()
             raise Diverted
 
-    def _result_of(self, status: Status) -> int:
+    def _result_of(self, status: WaitStatus) -> int:
         """What the call returned at whose end the thread has stopped with *status*."""
         if status.event == Event.CALL:
             info = ptrace.get_call_info(self.tid)
@@ -246,7 +246,7 @@ class Injection:
             self._architecture.cancel(registers)
             ptrace.set_registers(self.tid, registers)
 
-    def _advance(self) -> Status:
+    def _advance(self) -> WaitStatus:
         """Let the thread run to the next stop that is about a call.
 
         Raises:
@@ -274,7 +274,7 @@ class Injection:
                 self.tid
             )  # any stop takes the request to stop away (ptrace_stop, kernel/signal.c)
 
-    def _stops(self) -> Iterator[Status]:
+    def _stops(self) -> Iterator[WaitStatus]:
         """The stops of the thread, which goes on after each; ended by its death.
 
         Raises:

@@ -18,7 +18,7 @@ from memfs.errors import AccessDenied, TargetExited, TargetStuck
 from memfs.linux import ptrace
 from memfs.linux.arch import Architecture, Machine, RegisterSet
 from memfs.linux.inheritance import Lenders
-from memfs.linux.ptrace import Event, Status
+from memfs.linux.ptrace import Event, WaitStatus
 from memfs.linux.registers import Registers
 from memfs.linux.stat import read_stat
 from memfs.linux.status import read_thread_status
@@ -125,7 +125,7 @@ class StoppedProcess:
                 self._stop_signals[tid] = status.signal
             self.registers[tid] = ptrace.get_registers(tid, self.machine.registers)
 
-    def _wait(self, tid: int) -> Status:
+    def _wait(self, tid: int) -> WaitStatus:
         with contextlib.suppress(TimeoutError):
             return ptrace.wait(tid, 0.0)
         self.hurry(tid)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 
 from memfs.errors import NoRoom
-from memfs.linux.advice import Advice
+from memfs.linux.advice import PagingAdvice
 from memfs.linux.span import Span
 from memfs.target.headroom import free_bytes
 from memfs.target.identity import ProcessHandle
@@ -46,21 +46,21 @@ class SwapKeeper:
             NoRoom: they would stay in memory, for which there is no room.
         """
         if self._may_put_back is None:
-            self._may_put_back = self._advise(Advice.PAGEOUT, ())
+            self._may_put_back = self._advise(PagingAdvice.PAGEOUT, ())
         if not self._may_put_back:
             self._ensure_room()
         elif ahead:
-            self._advise(Advice.WILLNEED, spans)
+            self._advise(PagingAdvice.WILLNEED, spans)
 
     def put_back(self, spans: Sequence[Span]) -> None:
         """Have *spans*, which were swapped out before they were read, swapped out again.
 
         The process may have begun to use one of them in between: then it waits for it once more.
         """
-        if self._may_put_back and not self._advise(Advice.PAGEOUT, spans):
+        if self._may_put_back and not self._advise(PagingAdvice.PAGEOUT, spans):
             self._may_put_back = False
 
-    def _advise(self, advice: Advice, spans: Sequence[Span]) -> bool:
+    def _advise(self, advice: PagingAdvice, spans: Sequence[Span]) -> bool:
         try:
             self._process.advise(advice, spans)
         except OSError as error:

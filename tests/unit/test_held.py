@@ -9,7 +9,7 @@ import pytest
 
 from memfs.copy import journal
 from memfs.copy.crew import Crew, pages
-from memfs.copy.edits import Bytes, Edit, Editor, Kind
+from memfs.copy.edits import Bytes, Edit, EditKind, Editor
 from memfs.copy.held import Image
 from memfs.copy.mark import Mark
 from memfs.errors import CannotCopy
@@ -45,11 +45,11 @@ def test_an_update_goes_into_the_image_that_was_looked_at(tmp_path: Path, crew: 
         (tmp_path / "image").rename(tmp_path / "away")
         (tmp_path / "image").symlink_to("victim")
         Editor(found, Bytes(data.fileno()), crew).run([
-            Edit(Kind.MOVE, "vmas/two", other="vmas/four"),
-            Edit(Kind.REMOVE, "vmas/three"),
-            Edit(Kind.LINK, "stack", other="vmas/one"),
-            Edit(Kind.FILE, "vmas/one", size=PAGE_BYTES),
-            Edit(Kind.DATA, "vmas/one", 0, PAGE_BYTES, 0),
+            Edit(EditKind.MOVE, "vmas/two", other="vmas/four"),
+            Edit(EditKind.REMOVE, "vmas/three"),
+            Edit(EditKind.LINK, "stack", other="vmas/one"),
+            Edit(EditKind.FILE, "vmas/one", size=PAGE_BYTES),
+            Edit(EditKind.DATA, "vmas/one", 0, PAGE_BYTES, 0),
         ])  # fmt: skip
     vmas = tmp_path / "away" / "vmas"
     assert {path.name: path.read_bytes() for path in vmas.iterdir()} == {"one": _NEW, "four": _OLD}
@@ -71,7 +71,7 @@ def test_what_is_no_file_of_the_image_is_not_written_to(tmp_path: Path, crew: Cr
     with (tmp_path / "journal").open("w+b") as data, image(tmp_path, "image") as found:
         editor = Editor(found, Bytes(data.fileno()), crew)
         with pytest.raises(OSError, match=r"Too many levels|not an ordinary file"):
-            editor.run([Edit(Kind.FILE, "file", size=PAGE_BYTES)])
+            editor.run([Edit(EditKind.FILE, "file", size=PAGE_BYTES)])
     assert (tmp_path / "victim").read_bytes() == _OLD
 
 
@@ -79,10 +79,10 @@ def test_an_edit_stays_in_its_image(tmp_path: Path, crew: Crew) -> None:
     (tmp_path / "victim").write_bytes(_OLD)
     (tmp_path / "image").mkdir(mode=0o700)
     for edit in (
-        Edit(Kind.FILE, "../victim", size=0),
-        Edit(Kind.REMOVE, "../victim"),
-        Edit(Kind.LINK, "../victim", other="x"),
-        Edit(Kind.MOVE, "../victim", other="x"),
+        Edit(EditKind.FILE, "../victim", size=0),
+        Edit(EditKind.REMOVE, "../victim"),
+        Edit(EditKind.LINK, "../victim", other="x"),
+        Edit(EditKind.MOVE, "../victim", other="x"),
     ):
         with (tmp_path / "journal").open("w+b") as data, image(tmp_path, "image") as found:
             editor = Editor(found, Bytes(data.fileno()), crew)
@@ -115,10 +115,10 @@ def test_a_file_that_has_another_name_is_no_image_where_others_may_have_made_it(
 def write_journal(found: Image) -> None:
     """The journal of an update that was interrupted before its first edit."""
     book = journal.Journal(found)
-    book.add(Edit(Kind.FILE, size=PAGE_BYTES))
+    book.add(Edit(EditKind.FILE, size=PAGE_BYTES))
     slot = book.claim(memoryview(pages(PAGE_BYTES)))
     slot.view[:] = _NEW
-    book.add_data([Edit(Kind.DATA, "", 0, PAGE_BYTES, slot.at)], slot)
+    book.add_data([Edit(EditKind.DATA, "", 0, PAGE_BYTES, slot.at)], slot)
     book.commit(Mark("later", "vmas/1000", {"": (0, 0)}))
     book.close()
 

@@ -7,7 +7,7 @@ import pytest
 
 from memfs.copy import journal
 from memfs.copy.crew import CHUNK_BYTES, Crew, pages
-from memfs.copy.edits import Edit, Kind
+from memfs.copy.edits import Edit, EditKind
 from memfs.copy.held import Image
 from memfs.copy.mark import Mark, read_mark
 from memfs.linux.folder import Folder
@@ -32,7 +32,7 @@ def test_an_image_has_what_its_journal_says(
     crew = Crew()
     book = journal.Journal(image)
     try:
-        book.add(Edit(Kind.FILE, size=_SIZE))
+        book.add(Edit(EditKind.FILE, size=_SIZE))
         for number in range(_CHUNKS):
             slot = book.claim(memoryview(pages(CHUNK_BYTES)))
             content = os.urandom(CHUNK_BYTES)
@@ -42,7 +42,7 @@ def test_an_image_has_what_its_journal_says(
             edits = []
             for at in range(0, CHUNK_BYTES, size):
                 offset = 2 * (number * CHUNK_BYTES + at)
-                edits.append(Edit(Kind.DATA, "", offset, size, slot.at + at))
+                edits.append(Edit(EditKind.DATA, "", offset, size, slot.at + at))
                 expected[offset : offset + size] = content[at : at + size]
             book.add_data(edits, slot)
         mark = Mark("the later one", "vmas/1000", {"": (0, 0)})
