@@ -23,7 +23,7 @@ def lacking(core: SourceFile) -> dict[str, int]:
             return {}
         notes = _read(core, Span(found.offset, found.offset + found.file_bytes))
     except CannotCopy:
-        return {}  # whoever copies it meets the same, and says so
+        return {}  # the copy fails in the same way, and says so
     lost: Counter[str] = Counter()
     for note in parse_notes(notes):
         if (note.owner, note.type) == (OUR_OWNER, MISSING):

@@ -1,4 +1,4 @@
-"""What changed since an earlier snapshot, as the mount tells it, and what of each file that is.
+"""The list of changes since an earlier snapshot, which the mount gives, applied to each file of an image.
 
 Pure but for :func:`read_changes` and what reads the head of a core file.
 """
@@ -38,12 +38,12 @@ class ChangeList:
     _ends: "array[int]"
 
     def over(self, span: Span) -> Iterator[Span]:
-        """What of *span* may differ."""
+        """Yield the parts of *span* that may differ."""
         for at in self._meeting(span):
             yield Span(max(self._starts[at], span.start), min(self._ends[at], span.end))
 
     def weigh(self, span: Span) -> tuple[int, int]:
-        """How many bytes of *span* may differ, and in how many ranges; faster than to look at each."""
+        """Return how many bytes of *span* may differ, and in how many ranges, without visiting each."""
         found = self._meeting(span)
         if not found:
             return 0, 0
@@ -59,7 +59,7 @@ class ChangeList:
 
 
 def parse_changes(text: bytes) -> ChangeList:
-    """The content of ``.since/NAME``."""
+    """Parse the content of ``.since/NAME``."""
     head, _, lines = text.partition(b"\n")
     _, earlier, later = head.decode().split()
     # There may be a line for each page. So all digits are read as one number of 8 bytes after the other.
@@ -71,7 +71,7 @@ def parse_changes(text: bytes) -> ChangeList:
 
 
 def snapshot_id(snapshot: Path, device: int) -> str:
-    """The name of *snapshot*, in the mount *device*, that no other one has.
+    """Return the unique name of *snapshot*, in the mount *device*.
 
     Raises:
         CannotCopy: it is gone.
@@ -87,7 +87,7 @@ def snapshot_id(snapshot: Path, device: int) -> str:
 
 
 def read_changes(place: Place, since: str) -> ChangeList:
-    """What changed since the snapshot *since*, a name or a path.
+    """Read what changed since the snapshot *since*, a name or a path.
 
     Raises:
         CannotCopy: the source is no snapshot, or *since* is no earlier one of the same process.
@@ -153,7 +153,7 @@ def vma_name(name: str) -> VmaName:
 
 @attrs.frozen
 class Asked:
-    """What of a file is to be looked up in the changes, and what is carried over whatever they say.
+    """Which parts of a file to look up in the changes, and which to carry over in any case.
 
     Attributes:
         stretches: the parts that were there in the earlier snapshot, too.
@@ -164,7 +164,7 @@ class Asked:
     anyway: tuple[Span, ...] = ()
 
     def weigh(self, changes: ChangeList) -> tuple[int, int]:
-        """How many bytes have to be carried over, and in how many ranges."""
+        """Return how many bytes have to be carried over, and in how many ranges."""
         size, count = sum(span.size for span in self.anyway), len(self.anyway)
         for stretch in self.stretches:
             more = changes.weigh(stretch.span.moved(stretch.address - stretch.span.start))
@@ -172,7 +172,7 @@ class Asked:
         return size, count
 
     def changed(self, changes: ChangeList) -> list[Span]:
-        """The ranges of the file, in order."""
+        """Return the ranges of the file that have to be carried over, in order."""
         found = list(self.anyway)
         for stretch in self.stretches:
             back = stretch.span.start - stretch.address
@@ -186,7 +186,7 @@ class Asked:
 
 
 def asked_of(source: SourceFile, names: tuple[str, ...], before: Span | None, old: int) -> Asked:
-    """What to ask the changes of *source*, for a file that was the same part of the earlier snapshot.
+    """Return which parts of *source* to look up, for an image of the same part of an earlier snapshot.
 
     *names* lead to the source. *before* are the addresses of the earlier part, if it is a VMA; *old* is a
     descriptor of the image.

@@ -24,7 +24,7 @@ _HINTS = {
 
 
 def cannot_read(path: Path, error: OSError) -> CannotCopy:
-    """The error for a source that gives none of its bytes."""
+    """Return the error for a source that cannot be read."""
     hint = _HINTS.get(error.errno or 0, "")
     return CannotCopy(f"{path} cannot be read ({error.strerror or error})", hint)
 
@@ -32,7 +32,7 @@ def cannot_read(path: Path, error: OSError) -> CannotCopy:
 def open_in(path: Path, device: int, flags: int) -> int:
     """Open *path*, which must be on *device* (``st_dev``): whatever else it leads to is not opened.
 
-    A mount can lie below a directory of someone else, who may put another one in its place at any time.
+    A mount can lie below a directory of another user, who may replace it by another mount at any time.
 
     Raises:
         CannotCopy: it is not.
@@ -67,7 +67,7 @@ class SourceFile:
         os.close(self.fd)
 
     def extents(self, span: Span | None = None) -> Iterator[Span]:
-        """What of it, or of *span*, is data, page-aligned but for the end of the file; the rest is holes.
+        """Yield the data extents in the file, or in *span*: page-aligned, except at the end of the file.
 
         Raises:
             CannotCopy: the file cannot be read any more.
@@ -112,7 +112,7 @@ class SourceFile:
 
 
 def open_source(path: Path, device: int, flags: int = os.O_DIRECT) -> SourceFile:
-    """The file *path* of the mount *device*, read past the page cache unless *flags* say otherwise.
+    """Open the file *path* of the mount *device*, past the page cache unless *flags* say otherwise.
 
     Raises:
         CannotCopy: it cannot be opened, or is no file of that mount.
@@ -124,14 +124,14 @@ def open_source(path: Path, device: int, flags: int = os.O_DIRECT) -> SourceFile
 
 
 def chunks(extents: list[Span]) -> Iterator[Span]:
-    """*extents* in pieces that a buffer holds, in order."""
+    """Cut *extents* into pieces that fit into a buffer, in order."""
     for extent in extents:
         for start in range(extent.start, extent.end, CHUNK_BYTES):
             yield Span(start, min(start + CHUNK_BYTES, extent.end))
 
 
 def data_extents(fd: int, size_bytes: int) -> Iterator[Span]:
-    """What of an ordinary file is data; all of it where its file system knows no holes."""
+    """Yield the data extents of an ordinary file; all of it where its file system has no SEEK_DATA."""
     at = 0
     while at < size_bytes:
         begin = size_bytes

@@ -1,4 +1,4 @@
-"""The memory of a process, running or frozen, as a source: where each byte is, and how to get it unnoticed.
+"""The memory of a process, running or frozen, as a source of bytes.
 
 Offsets are the source's, addresses the target's; nothing else is converted here. What is read from where
 is found by :mod:`memfs.image.pieces`, data and holes by :mod:`memfs.image.holes`.
@@ -46,7 +46,7 @@ class Memory(Source):
         self._holes = HoleFinder(space, self._objects, self._present, flat=flat)
 
     def close(self) -> None:
-        """Let go of the target and of all that was opened for it."""
+        """Close the address space and all objects that were opened for it."""
         self._space.close()
         self._objects.close()
 
@@ -54,7 +54,7 @@ class Memory(Source):
         return not self._space.is_fetched(self._span)
 
     def backing(self) -> Backing | None:
-        """The object, where the process maps it shared, from its first byte on, and runs.
+        """Return the object, where a running process maps it shared and from its first byte on.
 
         A private mapping has none: the process may write to a page at any time, which is its own then.
         Where a userfaultfd supplies pages, those that are not in the object yet are no zeros.
@@ -97,7 +97,7 @@ class Memory(Source):
         return self._pieces.find(self._layout, span.moved(self._span.start), workspace)
 
     def readable_bytes(self, region: Region, scanner: Scanner) -> int:
-        """How many bytes of *region*, from its start, can be read: a file may be gone, a page be missing."""
+        """Return how many bytes of *region*, from its start, can be read: a file or a page may be missing."""
         span = region.span
         if region.kind in (Kind.ABSENT, Kind.UNREADABLE):
             return 0
@@ -113,7 +113,7 @@ class Memory(Source):
         return span.size
 
     def _held_bytes(self, span: Span, scanner: Scanner) -> int:
-        """How many bytes of *span*, from its start, the page tables hold."""
+        """Return how many bytes of *span*, from its start, the page tables hold."""
         at = span.start
         for run in self._space.pages(span, scanner):
             if not run.held or run.span.start > at:
@@ -126,7 +126,7 @@ class Memory(Source):
         return any(run.kind is PageKind.OWN for run in self._space.pages(region.span, scanner, files=True))
 
     def has_name(self, region: Region) -> bool:
-        """Whether a path leads to the object of *region*; False too where that cannot be found out."""
+        """Whether a path leads to the object of *region*; False where that is unknown."""
         if region.served:
             with contextlib.suppress(RangeUnmapped):
                 return self._objects.served.look(region).links > 0
@@ -145,7 +145,7 @@ class Memory(Source):
         return self._still_mapped(span.moved(self._span.start))
 
     def _still_mapped(self, wanted: Span) -> bool:
-        """Whether the layout still holds for *wanted*; if not, it is read anew."""
+        """Whether the layout is still right for *wanted*; if not, it is read again."""
         expected = sum(region.span.clip(wanted).size for region in self._layout.over(wanted))
         for mapping in self._space.mappings_over(wanted):
             part = mapping.span.clip(wanted)
@@ -177,7 +177,7 @@ class Memory(Source):
         raise unmapped(address)
 
     def _was_cut_off(self, address: int, piece: Piece) -> bool:
-        """Whether the object of *piece* was made so short meanwhile that nothing is left at *address*."""
+        """Whether the object of *piece* has been truncated so that it ends before *address*."""
         region = self._layout.at(address)
         if region is None or region.served or region.kind not in (Kind.SHARED, Kind.PRIVATE_FILE):
             return False

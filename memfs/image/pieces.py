@@ -66,7 +66,7 @@ class PieceFinder:
         return Piece(part.size, self._space.mem, part.start, cached=False)
 
     def _fetched(self, part: Span) -> Piece:
-        """Return *part*, which a userfaultfd has to supply first; a frozen copy has no one who does."""
+        """Return *part*, which a userfaultfd has to supply first; no userfaultfd serves a frozen copy."""
         if not self._space.waits:
             raise unmapped(part.start)
         return self._memory(part)

@@ -57,7 +57,9 @@ class ServedFiles:
                 self._lock.release()
         elif channel is not None:
             with contextlib.suppress(OSError):
-                channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer, and lets go himself
+                channel.shutdown(
+                    socket.SHUT_RDWR
+                )  # wakes the thread that waits for an answer, and that closes the channel
 
     def look(self, region: Region) -> ServedState:
         """What is known of the file that *region* shows.
@@ -174,7 +176,7 @@ def _silent(region: Region) -> RangeUnmapped:
 
 
 class _Servants:
-    """The processes that have nothing to do, as to start one takes a tenth of a second; and who is silent."""
+    """Idle processes, since starting one takes a tenth of a second; and file systems that do not answer."""
 
     def __init__(self) -> None:
         self._idle: list[socket.socket] = []

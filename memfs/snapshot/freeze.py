@@ -1,4 +1,4 @@
-"""The stop: everything between the moment in which a process stands still and that in which it goes on.
+"""One attempt at a snapshot: what is prepared, what runs while the process is stopped, and what follows.
 
 It runs in a process of its own (see :mod:`memfs.snapshot.worker`), so nothing else is done meanwhile by
 this interpreter. What can be done before the stop or after it is done there.
@@ -49,21 +49,21 @@ from memfs.target.withheld import find_withheld, may_be_pinned
 
 _CALL_S = 1.0
 _CALL_S_PER_BYTE = 0.1 / (1 << 30)
-"""How long a step of a fork may take: ten times what it took where it was measured (docs/performance.md)."""
+"""Time limit of one step of a fork: ten times what was measured (docs/performance.md)."""
 _LOOK_S = 10.0
 _LOOK_S_PER_BYTE = 1.0 / (1 << 30)
-"""How long all looks may take before the stop, and after it."""
+"""Time limit of all looks before the stop, and of those after it."""
 _STOPPED_LOOK_S = 1.0
-"""The same while it stands still."""
+"""Time limit of all looks while the process is stopped, copying aside."""
 _COPY_S_PER_BYTE = 4.0 / (1 << 30)
-"""How long copying may take meanwhile: twenty times what it took."""
+"""Time limit of copying while the process is stopped: twenty times what was measured."""
 
 
 class Freezing:
-    """One attempt at a snapshot of one process. What looks into the process runs in a bounded thread."""
+    """One attempt at a snapshot of one process. All that looks into it runs in a thread with a time limit."""
 
     def __init__(self, request: Request) -> None:
-        """Take hold of the process.
+        """Open a handle of the process.
 
         Raises:
             MemfsError: it has ended, may not be looked into, or cannot be frozen by this kernel.
@@ -91,7 +91,7 @@ class Freezing:
         self._taken_ns = 0
 
     def run(self) -> tuple[Frozen, list[int]]:
-        """Take the snapshot; returns what is known of it, and descriptors.
+        """Take the snapshot; returns a description of it, and descriptors.
 
         The first is of what was copied aside, the others are of :attr:`Frozen.segments`.
 
@@ -122,11 +122,11 @@ class Freezing:
         return frozen, [self._aside.fd, *self._segments.held.values()]
 
     def take_ends(self) -> bool:
-        """Take the ends of threads that were killed while they stood still; returns whether none is left."""
+        """Reap threads that were killed while they were stopped; returns whether none is left."""
         return self._stopped is None or self._stopped.take_ends()
 
     def let_go(self) -> bool:
-        """Take the copy back; returns whether nothing of it is left, and no thread is still to be let go."""
+        """End the copy and resume every thread; returns whether nothing is left to do."""
         stopped = self._stopped
         if stopped is None:
             return True
@@ -144,7 +144,7 @@ class Freezing:
         return not stopped.keeps
 
     def _has_run_exec(self) -> bool:
-        """Whether the process may have, since it was frozen."""
+        """Whether the process may have run exec since it was frozen."""
         return self._watch is None or self._watch.tripped
 
     def _end_quietly(self, copy: Tracee) -> bool:
@@ -176,7 +176,7 @@ class Freezing:
             self._aside.prepare(group(find_private(layout, self._known)), layout, limited=False)
 
     def _copy_ahead(self) -> None:
-        """Copy large shared memory while the process runs; what is written meanwhile is noted."""
+        """Copy large shared memory while the process runs; the kernel records what is written meanwhile."""
         request = self._request
         self._plan = found = precopy.plan(
             self._aside.left_out, self._aside.taken, self._known.uses, self._space, request.memory_bytes
@@ -190,7 +190,7 @@ class Freezing:
                 self._follower = precopy.follow(found, process, self._space, self._aside.fd, began.fd)
 
     def _check(self, follower: Follower) -> None:
-        """Make sure that no one else has written to what was copied while the process ran."""
+        """Make sure that no other process has written to what was copied while the process ran."""
         patience_s = self._plan.patience_s
         self._looks.run(lambda: follower.check(time.monotonic() + patience_s), patience_s + _LOOK_S)
 
@@ -231,13 +231,13 @@ class Freezing:
         return self._looks.run(lambda: self._space.beginning(addresses), _STOPPED_LOOK_S)
 
     def _record(self, stopped: StoppedProcess) -> None:
-        """Write down what is in no memory: registers and signals."""
+        """Record the state that is not in memory: registers and signals."""
         first = stopped.registers[min(stopped.registers)]
         self._core = core = self._machine.format_of(self._process.auxv, first, self._layout.end)
         self._threads = stopped.record(core.sets if core is not None else (), self._numbers.get)
 
     def _look_again(self, stopped: StoppedProcess, thread: int | None, area: int) -> int:
-        """See what is mapped, and copy what is to be copied.
+        """Read what is mapped now, and copy what must be copied.
 
         Returns the address at which *thread*, if there is one, can be made to run a call. *area* is that of
         its restartable sequences.
@@ -333,7 +333,7 @@ class Freezing:
         )
 
     def _from_files(self) -> Iterator[Region]:
-        """Yield the VMAs whose bytes the snapshot takes from a file, but for pages of the process's own."""
+        """Yield the VMAs whose bytes the snapshot takes from a file, except pages that the process wrote."""
         for region in self._layout.regions:
             if region.kind is Kind.PRIVATE_FILE or is_steady(region, self._steady):
                 yield region
@@ -357,7 +357,7 @@ class Freezing:
 
 
 def _is_open_to_its_user(tid: int) -> bool:
-    """Whether another user than us can look into *tid*: it is dumpable, and we could as well if it were not.
+    """Whether *tid* is dumpable and belongs to a user other than us, and we may trace it anyway.
 
     The kernel gives the files of a process that is not dumpable to root (``task_dump_owner``, fs/proc).
     """
