@@ -9,6 +9,7 @@ not every byte came out of the open mm itself is looked at again, after it was r
 
 import contextlib
 import os
+import time
 
 from memfs.errors import RangeUnmapped
 from memfs.image.holes import HoleFinder
@@ -23,6 +24,11 @@ from memfs.target.layout import Kind, Layout, Region
 from memfs.target.space import Space, unmapped
 
 _IN_PAGE_CACHE = (Kind.SHARED, Kind.PRIVATE_FILE, Kind.COPIED)
+
+
+_AHEAD_BYTES = 4 << 20
+_MAPPED_S = 0.02
+"""How much further than it was searched what is mapped is looked at, and how long that is believed."""
 
 
 class Memory(Source):
@@ -44,6 +50,7 @@ class Memory(Source):
         self._present = Present(space)
         self._pieces = PieceFinder(space, self._objects, self._present, flat=flat)
         self._holes = HoleFinder(space, self._objects, self._present, flat=flat)
+        self._mapped = Span(0, 0), 0.0
 
     def close(self) -> None:
         """Close the address space and all objects that were opened for it."""
@@ -202,5 +209,23 @@ class Memory(Source):
         while True:
             wanted = Span(offset + base, self._span.end)
             at = self._holes.find(self._layout, wanted, workspace.scanner, data=data)
-            if self._still_mapped(Span(offset + base, max(at, offset + base + 1))):
+            if self._was_mapped(Span(offset + base, max(at, offset + base + 1))):
                 return at - base
+
+    def _was_mapped(self, passed: Span) -> bool:
+        """Return whether the layout holds for *passed*; where that takes long to find, held a moment ago.
+
+        Of the pages themselves nothing is remembered: a walk from run to run asks for each of them.
+        """
+        if self._space.looks_quickly:
+            return self._still_mapped(passed)
+        known, until = self._mapped  # both at once: several threads may seek
+        if passed.start in known and passed.end <= known.end and time.monotonic() < until:
+            self._space.ensure_alive()
+            return True
+        ahead = Span(passed.start, min(passed.end + _AHEAD_BYTES, self._span.end))
+        until = time.monotonic() + _MAPPED_S
+        if not self._still_mapped(ahead):
+            return False
+        self._mapped = ahead, until
+        return True

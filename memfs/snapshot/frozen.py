@@ -57,7 +57,7 @@ class FrozenSpace(Space):
         return Layout(tuple(self._layout.over(span)))
 
     def mappings_over(self, span: Span, *, paths: bool = False) -> Iterator[Mapping]:
-        self._ensure_alive()
+        self.ensure_alive()
         for region in self._layout.over(span):
             yield region.mapping
 
@@ -125,10 +125,10 @@ class FrozenSpace(Space):
             path = mapping.path.decode(errors="backslashreplace")
             raise RangeUnmapped(f"{path} was written since process {self.identity.pid} was frozen")
 
-    def _ensure_alive(self) -> None:
+    def ensure_alive(self) -> None:
         if self._copy is not None:
             try:
-                next(self._copy.mappings_over(Span(0, 1)), None)
+                self._copy.ensure_alive()
             except TargetExited:
                 raise self._lost() from None
 

@@ -18,7 +18,7 @@ from typing import Self
 
 from memfs.errors import AccessDenied, MemfsError, TargetExited, TargetReplaced
 from memfs.linux.maps import Mapping, parse_maps
-from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner
+from memfs.linux.pagemap import MOST_RUNS, PageRun, Scanner, ensure_alive
 from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import Span
 from memfs.linux.stat import TaskFlag
@@ -84,7 +84,7 @@ class AddressSpace(Space):
         self.stat = opened.stat
         self.mem = opened.files.mem
         self._pagemap = opened.files.pagemap
-        self._maps = MapsFile(opened.files.maps)
+        self._maps = MapsFile(opened.files.maps, opened.thread)
         self._swap = SwapKeeper(self._process)
 
     def again(self) -> Self | None:
@@ -118,7 +118,7 @@ class AddressSpace(Space):
             if watch is not None:
                 watch.close()
             self.mem = self._pagemap = -1
-            self._maps = MapsFile(-1)
+            self._maps = MapsFile(-1, 0)
             files.let_go()
 
     def gone(self) -> MemfsError:
@@ -210,6 +210,16 @@ class AddressSpace(Space):
         """
         try:
             yield from self._maps.over(span, paths=paths)
+        except ProcessLookupError:
+            raise self.gone() from None
+
+    @property
+    def looks_quickly(self) -> bool:
+        return self._maps.has_query
+
+    def ensure_alive(self) -> None:
+        try:
+            ensure_alive(self._pagemap)
         except ProcessLookupError:
             raise self.gone() from None
 
@@ -345,7 +355,7 @@ class AddressSpace(Space):
         Raises:
             TargetExited, TargetReplaced: it may have been done to another program.
         """
-        next(self.mappings_over(Span(0, 1)), None)
+        self.ensure_alive()
         now = self._process.ensure_same()
         same = now.same_program(self.stat)
         if self.is_watched and self.has_changed:

@@ -63,6 +63,19 @@ class Space(abc.ABC):
             TargetExited, TargetReplaced: the mm is gone.
         """
 
+    @property
+    def looks_quickly(self) -> bool:
+        """Whether :meth:`mappings_over` takes no longer than what it finds: before Linux 6.11 it does."""
+        return True
+
+    @abc.abstractmethod
+    def ensure_alive(self) -> None:
+        """Make sure that the mm is still there.
+
+        Raises:
+            TargetExited, TargetReplaced: it is gone.
+        """
+
     @abc.abstractmethod
     def uses(self) -> ReadOnlyDict[int, MemoryUse]:
         """What smaps says of each VMA, by its start address."""

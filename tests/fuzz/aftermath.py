@@ -110,7 +110,7 @@ def of_targets(pen: int) -> Iterator[str]:
                 odd[pid] = f"target left stopped: process {pid}, state {stat[0].decode()}"
             else:
                 with suppress(FileNotFoundError, ProcessLookupError):
-                    status = Path(f"/proc/{pid}/status").read_text()
+                    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
                     if "\nTracerPid:\t0\n" not in status:
                         odd[pid] = f"target left traced: process {pid}"
         return odd

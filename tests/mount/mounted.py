@@ -19,12 +19,16 @@ from pathlib import Path
 
 from support.held import HeldMapping, Span
 from support.outside import children_of
+from support.without import lacking
 
 MEMFS = str(Path(sys.executable).with_name("memfs"))
 TIMEOUT_SECONDS = 150.0
 LIMIT_SECONDS = 200.0
 """Both are for hangs only: a busy machine may take ten times as long as a slow one that is idle."""
 MIB = 1 << 20
+WITHOUT = os.environ.get("MEMFS_TEST_WITHOUT", "")
+"""Features, or a set of them, that daemons of root are without in all tests of the mount, see `without`."""
+_LAUNCHER = Path(__file__).resolve().parents[1] / "support" / "without.py"
 
 _QUIET_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
 _LOUD_LINE = re.compile(r"\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
@@ -113,7 +117,7 @@ def in_session(leader: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[1-9]*/stat"):
         try:
-            session = int(stat.read_text().rpartition(")")[2].split()[3])
+            session = int(stat.read_bytes().rpartition(b")")[2].split()[3])
         except (FileNotFoundError, ProcessLookupError):
             continue
         if session == leader:
@@ -165,13 +169,20 @@ def wrong(mapping: HeldMapping, copy: bytes) -> str | None:
 class Mount:
     """A memfs that is mounted, and its daemon."""
 
-    def __init__(self, directory: Path, *options: str, user: int | None = None) -> None:
-        """Mount on a new directory in *directory*, which *user* must be able to write in."""
+    def __init__(
+        self, directory: Path, *options: str, user: int | None = None, without: str = WITHOUT
+    ) -> None:
+        """Mount on a new directory in *directory*, which *user* must be able to write in.
+
+        Args:
+            without: features that the kernel shall not have for this daemon, see `without`.
+        """
         self.path = directory / "mnt"
         self.log = directory / "log"
         self.user = user
         self.status = 0
         """With what exit status the daemon must end."""
+        self.lacks = frozenset(lacking(without)) if without else frozenset()
         self._declared: list[str] = []
         if not mounts_on(self.path):
             self.path.mkdir()
@@ -179,7 +190,8 @@ class Mount:
             os.chown(self.path, user, user)
         before = children()
         options_text = ",".join((f"log={self.log}", *options))
-        done = memfs("mount", "-o", options_text, self.path, user=user)
+        launcher = (sys.executable, _LAUNCHER, without) if self.lacks and user is None else ()
+        done = run(*launcher, MEMFS, "mount", "-o", options_text, self.path, user=user)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done
         (self.daemon,) = children() - before
         (self._fork_server,) = children_of(self.daemon)
@@ -275,14 +287,18 @@ class Mount:
 
 @contextmanager
 def mounted(
-    directory: Path, *options: str, user: int | None = None, limit_seconds: float = LIMIT_SECONDS
+    directory: Path,
+    *options: str,
+    user: int | None = None,
+    limit_seconds: float = LIMIT_SECONDS,
+    without: str = WITHOUT,
 ) -> Iterator[Mount]:
     """A mount for the time of a ``with`` block, and every check at its end.
 
     A daemon that does not answer would keep this very process in a read that no signal ends. So it is
     killed after *limit_seconds*: then the kernel ends the read, and the test fails.
     """
-    mount = Mount(directory, *options, user=user)
+    mount = Mount(directory, *options, user=user, without=without)
     daemon = os.pidfd_open(mount.daemon)
     watch = threading.Timer(limit_seconds, signal.pidfd_send_signal, (daemon, signal.SIGKILL))
     watch.start()

@@ -366,7 +366,7 @@ def _kernel_threads() -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(FileNotFoundError, ProcessLookupError):
-            if Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1] == "2":
+            if Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1] == b"2":
                 found.append(int(name))
     return found
 

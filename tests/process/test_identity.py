@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process.reading import FLAT, VMA, Opened, Reader
+from process.reading import FLAT, READERS, VMA, Opened, Reader
 from support.child import Child, Program
 from support.drivers import PidNamespace
 from support.held import HeldMapping, Span
@@ -70,7 +70,7 @@ def close(opened: list[tuple[HeldMapping, Opened]]) -> None:
         reader.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("reader", [VMA, FLAT])
+@pytest.mark.parametrize("reader", READERS)
 def test_after_an_exec_nothing_is_read_though_all_is_mapped_again(tmp_path: Path, reader: Reader) -> None:
     with Target(*KINDS, directory=tmp_path, seed=OLD) as target:
         opened = open_cold_and_warm(target, reader)
@@ -80,7 +80,7 @@ def test_after_an_exec_nothing_is_read_though_all_is_mapped_again(tmp_path: Path
         close(open_cold_and_warm(target, reader))
 
 
-@pytest.mark.parametrize("reader", [VMA, FLAT])
+@pytest.mark.parametrize("reader", READERS)
 def test_after_the_end_nothing_is_read_of_a_zombie_nor_of_who_is_gone(tmp_path: Path, reader: Reader) -> None:
     with Target(*KINDS, directory=tmp_path) as target:
         opened = open_cold_and_warm(target, reader)

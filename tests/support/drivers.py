@@ -164,7 +164,7 @@ class PidNamespace(_Driver):
         for entry in Path("/proc").glob("[1-9]*"):
             try:
                 if (entry / "ns/pid").readlink() == namespace:
-                    status = (entry / "status").read_text()
+                    status = (entry / "status").read_text(errors="replace")
                     yield (
                         int(entry.name),
                         [int(n) for n in status.partition("NSpid:")[2].splitlines()[0].split()],

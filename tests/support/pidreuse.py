@@ -166,8 +166,8 @@ class Init:
                 self._reap_orphan(stat)
 
     def _reap_orphan(self, stat: Path) -> None:
-        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        if state == "Z" and parent == "1" and int(stat.parent.name) not in self._processes:
+        state, parent = stat.read_bytes().rpartition(b")")[2].split()[:2]
+        if state == b"Z" and parent == b"1" and int(stat.parent.name) not in self._processes:
             os.waitpid(int(stat.parent.name), 0)
 
 
