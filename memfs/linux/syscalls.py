@@ -5,6 +5,7 @@ No policy here, and no state but the loaded C library.
 
 import ctypes
 import enum
+import errno
 import fcntl
 import mmap
 import os
@@ -144,13 +145,25 @@ def read_process(pid: int, *parts: tuple[int, memoryview]) -> int:
 
 
 def peek(pid: int, address: int, size_bytes: int) -> bytes:
-    """So many bytes of the memory of *pid*, by :func:`read_process`; fewer where the next page is unreadable.
+    """So many bytes of the memory of *pid*, which is stopped; fewer where the next page is unreadable.
+
+    Where process_vm_readv(2) is not there (CONFIG_CROSS_MEMORY_ATTACH), or forbidden by the filter of a
+    container, they are read from ``/proc/PID/mem``.
 
     Raises:
         OSError: not even the first page can be read.
     """
     content = bytearray(size_bytes)
-    return bytes(content[: read_process(pid, (address, memoryview(content)))])
+    try:
+        return bytes(content[: read_process(pid, (address, memoryview(content)))])
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size_bytes, address)
+    finally:
+        os.close(fd)
 
 
 _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long]
