@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import signal
@@ -18,9 +19,10 @@ from memfs.linux.fusefd import knows_backing
 from memfs.linux.maps import MappingQuery, parse_maps
 from memfs.linux.pagemap import Scanner
 from memfs.linux.pipe import Pipe
+from memfs.linux.protected import shows_protected
 from memfs.linux.qos import LatencyRequest
 from memfs.linux.span import PAGE_BYTES, Span
-from memfs.linux.syscalls import vmsplice_shares_pages
+from memfs.linux.syscalls import address_of, read_process, vmsplice_shares_pages
 from memfs.snapshot.forkserver import ForkServer
 from memfs.snapshot.registry import Snapshots
 from memfs.target.access import effective_capabilities, may_trace_all, yama_scope
@@ -136,6 +138,18 @@ def _try_query() -> str:
     return "PROCMAP_QUERY answers"
 
 
+def _try_protected() -> str:
+    if not shows_protected():
+        raise _missing("/proc/PID/mem gives no pages that the process itself may not read")
+    return "/proc/PID/mem gives what PROT_NONE hides"
+
+
+def _try_vm_readv() -> str:
+    page = mmap.mmap(-1, PAGE_BYTES)
+    read_process(os.getpid(), (address_of(page), memoryview(bytearray(1))))
+    return "process_vm_readv reads"
+
+
 def _try_map_files() -> str:
     text = procfs.read_file("/proc/self/maps")
     mapped = next(m for m in parse_maps(text) if m.path == os.fsencode(os.path.realpath(sys.executable)))
@@ -247,16 +261,31 @@ _CHECKS = (
         "mount as root, or sysctl kernel.yama.ptrace_scope=0",
     ),
     _Check(
+        "protected pages",
+        _try_protected,
+        "pages that are PROT_NONE, write-only or exec-only give EACCES",
+        "boot without proc_mem.force_override=never",
+    ),
+    _Check(
         "pagemap scan",
         _try_scan,
-        "finding holes costs 8 bytes read for each page",
+        "8 bytes are read for each page to find holes, pages of zeros that were only read are data, "
+        "and large shared memory that is being written is not in snapshots",
         "run Linux 6.7 or later",
     ),
     _Check(
         "mapping query",
         _try_query,
-        "each look at one mapping reads the whole maps text",
+        "each look at one mapping reads the whole maps text, and a hole that has just been unmapped may be "
+        "told as a hole for 20 ms",
         "run Linux 6.11 or later",
+    ),
+    _Check(
+        "process_vm_readv",
+        _try_vm_readv,
+        "large reads are copied once more, and what a userfaultfd or another file system has yet to supply "
+        "gives EIO",
+        "allow it in the container's seccomp profile, or run a kernel with CONFIG_CROSS_MEMORY_ATTACH",
     ),
     _Check(
         "map_files",

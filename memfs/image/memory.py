@@ -11,14 +11,16 @@ import contextlib
 import os
 import time
 
-from memfs.errors import RangeUnmapped
+from memfs.errors import AccessDenied, RangeUnmapped
 from memfs.image.holes import HoleFinder
 from memfs.image.objects import Objects
 from memfs.image.pieces import PieceFinder
 from memfs.image.present import Present
 from memfs.image.source import Backing, Piece, Source, Workspace
+from memfs.linux.maps import Access
 from memfs.linux.pagemap import PageKind, Scanner
 from memfs.linux.pipe import can_splice
+from memfs.linux.protected import shows_protected
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
 from memfs.target.space import Space, unmapped
@@ -181,6 +183,12 @@ class Memory(Source):
             size = min(len(view), -address % PAGE_BYTES or PAGE_BYTES)
             view[:size] = bytes(size)
             return size
+        region = self._layout.at(address)
+        if region is not None and not region.mapping.access & Access.READ and not shows_protected():
+            raise AccessDenied(
+                f"the kernel shows no memory that process {self._space.identity.pid} may not read itself",
+                "boot it without proc_mem.force_override",
+            )
         raise unmapped(address)
 
     def _was_cut_off(self, address: int, piece: Piece) -> bool:

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount.mounted import Mount, check, opened, read_all
+from mount.mounted import Mount, check, in_session, opened, read_all
 from support.child import Program
 from support.compiled import build, why_no_32_bits
 from support.cores import wait_until_let_go
 from support.outside import children_of
+from support.target import Target
 
 _FILL, _NEW = 5, 9
 
@@ -57,3 +58,11 @@ def test_it_is_listed_read_frozen_and_debugged(
     )
     assert len(re.findall(r" in (?:idle|obey) ", shown.decode())) == 3
     assert f"ELF{bits}" in check("readelf", "-h", tmp_path / "core").decode()
+
+
+def test_processes_are_listed_whatever_bytes_their_names_have(memfs: Mount, tmp_path: Path) -> None:
+    """Those of others on this machine too, which the helpers of these tests look through."""
+    with Target("private-runs", directory=tmp_path) as target:
+        target.set_name(b"\xff\xfe (x) \n")
+        assert str(target.pid) in check("ls", memfs.path).decode().split()
+        assert memfs.daemon in in_session(memfs.daemon)

@@ -82,6 +82,7 @@ READERS = (
     FLAT,
     Reader("vma-by-pagemap", scans=False),
     Reader("flat-by-maps-text", flat=True, queries=False),
+    Reader("vma-by-both", scans=False, queries=False),
 )
 FROZEN = Reader("frozen", frozen=True)
 FROZEN_READERS = (

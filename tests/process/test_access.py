@@ -1,14 +1,19 @@
 """Access that is denied is an error that names the cause and the mend."""
 
+import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from process.reading import VMA
 from process.trees import plain_tree
+from support.target import Target
 
-from memfs.errors import AccessDenied
+from memfs.errors import AccessDenied, errno_of
+from memfs.linux.syscalls import read_process
 from memfs.target.access import may_trace_all
 from memfs.target.identity import identify
 from memfs.target.process import AddressSpace
@@ -60,3 +65,29 @@ def test_one_s_own_process_may_be_read_without_root() -> None:
             assert text is not None
             assert os.pread(space.mem, 4, space.layout().regions[0].span.start) == b"\x7fELF"
         child.communicate()
+
+
+def test_what_the_kernel_does_not_show_is_denied_and_not_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with proc_mem.force_override=never: what a process may not read itself process_vm_readv never reads."""
+    with Target("none-data", "private-full", directory=tmp_path) as target:
+        hidden, shown = target.mapping("none-data"), target.mapping("private-full")
+        with VMA.open(target.pid, hidden.span) as opened, VMA.open(target.pid, shown.span) as other:
+            memories = (opened.source._space.mem, other.source._space.mem)
+            preadv = os.preadv
+
+            def read_unforced(fd: int, views: Sequence[memoryview], offset: int) -> int:
+                if fd not in memories:
+                    return preadv(fd, views, offset)
+                try:
+                    return read_process(target.pid, (offset, views[0]))
+                except OSError:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO)) from None
+
+            monkeypatch.setattr(os, "preadv", read_unforced)
+            monkeypatch.setattr("memfs.image.memory.shows_protected", lambda: False)
+            with pytest.raises(AccessDenied, match=f"process {target.pid} may not read itself") as denied:
+                opened.read(hidden.data[0])
+            assert errno_of(denied.value) == errno.EACCES
+            assert shown.mismatch(0, other.read(shown.span)) is None
