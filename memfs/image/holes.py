@@ -12,6 +12,8 @@ from memfs.target.space import Space, unmapped
 _FIRST_REACH_BYTES = 4 << 20
 _REACH_GROWTH = 16
 """How much is searched for data or for a hole first, and how many times as much each time after that."""
+_LARGE_BYTES = 16 << 30
+"""To look through entries of pagemap of so much takes longer than to read smaps, of most processes."""
 
 
 class HoleFinder:
@@ -56,7 +58,7 @@ class HoleFinder:
         if region.kind is Kind.COPIED:
             return find_in_file(self._space.copied, part, self._space.copied_shift(region), data=data)
         if region.kind is Kind.ANONYMOUS:
-            return self._find_page(part, scanner, data=data)
+            return self._find_page(region, part, scanner, data=data)
         fd = self._objects.open(region)
         if fd < 0:
             return part.start if data else part.end
@@ -72,14 +74,17 @@ class HoleFinder:
             at = find_in_file(fd, Span(part.start, behind), to_file(region.mapping), data=data)
             if at < behind:
                 return at
-        return self._find_page(Span(behind, part.end), scanner, data=data)
+        return self._find_page(region, Span(behind, part.end), scanner, data=data)
 
-    def _find_page(self, part: Span, scanner: Scanner, *, data: bool) -> int:
+    def _find_page(self, region: Region, part: Span, scanner: Scanner, *, data: bool) -> int:
         """Search the page tables alone, in windows: the kernel walks further than to what is found."""
         at = part.start
         reach_bytes = _FIRST_REACH_BYTES
         while at < part.end:
             window = Span(at, min(at + reach_bytes, part.end))
+            large = window.size >= _LARGE_BYTES and not scanner.uses_scan
+            if data and large and self._is_untouched(region):
+                return part.end
             for span, run in tiles(window, self._space.pages(window.page_aligned(), scanner, 2)):
                 if run is None:
                     if self._has_hole(span) and not data:
@@ -91,6 +96,16 @@ class HoleFinder:
             at = window.end
             reach_bytes *= _REACH_GROWTH
         return part.end
+
+    def _is_untouched(self, region: Region) -> bool:
+        """Return whether the page tables hold no page of the VMA of *region*: most large reservations are so.
+
+        Entries of pagemap are 2 MiB for each GiB of it; for smaps the kernel passes over what is not there.
+        """
+        use = self._space.uses_now().get(region.span.start)
+        if use is None or use.resident_bytes or use.swapped_bytes or b"ht" in use.flags:
+            return False  # pages of hugetlbfs smaps does not count as resident
+        return [found.span for found in self._space.mappings_over(region.span)] == [region.span]
 
     def _find_in_both(self, region: Region, part: Span, fd: int, scanner: Scanner, *, data: bool) -> int:
         """Search a private file mapping: data is what the process wrote, and what the file has."""

@@ -26,8 +26,6 @@ from memfs.target.layout import Kind, Layout, Region
 from memfs.target.space import Space, unmapped
 
 _IN_PAGE_CACHE = (Kind.SHARED, Kind.PRIVATE_FILE, Kind.COPIED)
-
-
 _AHEAD_BYTES = 4 << 20
 _MAPPED_S = 0.02
 """How much further than it was searched what is mapped is looked at, and how long that is believed."""

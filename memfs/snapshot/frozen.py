@@ -64,6 +64,10 @@ class FrozenSpace(Space):
     def uses(self) -> ReadOnlyDict[int, MemoryUse]:
         return self._frozen.uses
 
+    def uses_now(self) -> ReadOnlyDict[int, MemoryUse]:
+        self.ensure_alive()
+        return self._frozen.uses
+
     def is_fetched(self, span: Span) -> bool:
         return any(span.clip(fetched) for fetched in self._frozen.fetched)
 

@@ -192,6 +192,14 @@ class AddressSpace(Space):
     def uses(self) -> ReadOnlyDict[int, MemoryUse]:
         return self._read_flags(()).uses
 
+    def uses_now(self) -> ReadOnlyDict[int, MemoryUse]:
+        try:
+            uses = _read_flags(self.identity).uses
+        except (FileNotFoundError, ProcessLookupError):
+            raise self.gone() from None
+        self.ensure_same_program()
+        return uses
+
     def is_fetched(self, span: Span) -> bool:
         """Whether a userfaultfd supplies missing pages in some part of *span*."""
         return any(span.clip(fetched) for fetched in self._read_flags(()).fetched)

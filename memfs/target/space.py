@@ -81,6 +81,14 @@ class Space(abc.ABC):
         """What smaps says of each VMA, by its start address."""
 
     @abc.abstractmethod
+    def uses_now(self) -> ReadOnlyDict[int, MemoryUse]:
+        """The same, and of this moment.
+
+        Raises:
+            TargetExited, TargetReplaced: the mm is gone.
+        """
+
+    @abc.abstractmethod
     def is_fetched(self, span: Span) -> bool:
         """Whether a userfaultfd supplies missing pages in some part of *span*."""
 

@@ -181,3 +181,33 @@ def _read_bytes(pid: int) -> int:
     found = re.search(r"^rchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
+
+
+_RESERVED = """
+import ctypes, json
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+at, size = 0x2000_0000_0000, 1 << 44
+libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(size), 3, 0x4032, -1, ctypes.c_long(0))
+libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size // 2), 0)
+ctypes.memset(at + size - 4096, 1, 1)
+print(json.dumps({}), flush=True)
+for line in iter(input, ""):
+    libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size // 2), 3)
+    ctypes.memset(at + 4096, 1, 1)
+    libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size // 2), 0)
+    print(json.dumps({}), flush=True)
+"""
+_RESERVED_AT = 0x2000_0000_0000
+
+
+def test_what_was_only_reserved_is_a_hole_at_once_and_what_comes_is_seen(old: Mount) -> None:
+    """Of 8 TiB there are 16 GiB of entries in pagemap."""
+    with Program("/usr/bin/python3", "-c", _RESERVED) as program:
+        before = _read_bytes(old.daemon)
+        file = old.vma(program.pid, Span(_RESERVED_AT, _RESERVED_AT + (1 << 43)))
+        with opened(file) as descriptor:
+            assert error_of(lambda: os.lseek(descriptor, 0, os.SEEK_DATA)) == errno.ENXIO
+            program.ask("touch")
+            assert os.lseek(descriptor, 0, os.SEEK_DATA) == 4096
+        assert _read_bytes(old.daemon) - before < 64 << 20

@@ -70,7 +70,7 @@ def test_one_s_own_process_may_be_read_without_root() -> None:
 def test_what_the_kernel_does_not_show_is_denied_and_not_zeros(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with proc_mem.force_override=never: what a process may not read itself process_vm_readv never reads."""
+    """As with proc_mem.force_override=never; process_vm_readv never reads what the process itself may not."""
     with Target("none-data", "private-full", directory=tmp_path) as target:
         hidden, shown = target.mapping("none-data"), target.mapping("private-full")
         with VMA.open(target.pid, hidden.span) as opened, VMA.open(target.pid, shown.span) as other:
