@@ -269,8 +269,9 @@ _CHECKS = (
     _Check(
         "pagemap scan",
         _try_scan,
-        "8 bytes are read for each page to find holes, pages of zeros that were only read are data, "
-        "and large shared memory that is being written is not in snapshots",
+        "8 bytes are read for each page to find holes, pages of zeros that were only read are data, memory "
+        "that is unmapped and mapped again during a read may read as zeros, and large shared memory that is "
+        "being written is not in snapshots",
         "run Linux 6.7 or later",
     ),
     _Check(

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from support.held import HeldMapping, Span
 from support.outside import children_of
-from support.without import lacking
+from support.without import FEATURES, lacking
 
 MEMFS = str(Path(sys.executable).with_name("memfs"))
 TIMEOUT_SECONDS = 150.0
@@ -196,6 +197,11 @@ class Mount:
         (self.daemon,) = children() - before
         (self._fork_server,) = children_of(self.daemon)
         self._reaped = False
+
+    def needs(self, feature: str, why: str) -> None:
+        """Skip the test where the daemon has to do without *feature*."""
+        if feature in self.lacks:
+            pytest.skip(f"without {feature} ({FEATURES[feature].since}) {why}")
 
     def process(self, pid: int) -> Path:
         """The directory of a process."""

@@ -185,6 +185,7 @@ def test_memory_that_is_replaced_all_the_time_is_never_read_as_zeros(
     either_memfs: Mount, tmp_path: Path
 ) -> None:
     """At each moment the page holds 0xA5 or is not mapped: a reader gets these bytes, or EIO."""
+    either_memfs.needs("pagemap_scan", "what is not mapped looks like what was never touched")
     program = tmp_path / "remapper.py"
     program.write_text(_REMAPPER)
     with Child(str(program)) as child:

@@ -17,9 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mount.mounted import MIB, TIMEOUT_SECONDS, Mount, check, mounted, opened, read_all
+from mount.mounted import MIB, TIMEOUT_SECONDS, WITHOUT, Mount, check, mounted, opened, read_all
 from support.child import Child
 from support.pattern import PAGE
+from support.without import FEATURES, lacking
+
+pytestmark = pytest.mark.skipif(
+    "passthrough" in lacking(WITHOUT), reason=f"without passthrough ({FEATURES['passthrough'].since})"
+)
 
 _SIZE = 16 * MIB
 _START = 0x5000_0000_0000

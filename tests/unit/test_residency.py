@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from memfs.image.residency import ResidencyCounter
-from memfs.linux.pagemap import PageKind, PageRun
+from memfs.image.residency import ResidencyCounter, held_by_region
+from memfs.linux.pagemap import PageKind, PageRun, Scanner
+from memfs.linux.procfs import Access, Mapping, MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target import kept
+from memfs.target.layout import Kind, Region
 
 _SPAN = Span(0, 8 * PAGE_BYTES)
 
@@ -26,6 +28,27 @@ class _Space:
         middle = span.start + self._pages * PAGE_BYTES
         yield PageRun(Span(span.start, middle), PageKind.OWN)
         yield PageRun(Span(middle, span.end), PageKind.UNTOUCHED)
+
+
+class _OldSpace:
+    """A space before Linux 6.7: notes which spans it is asked about."""
+
+    def __init__(self, uses: dict[int, MemoryUse]) -> None:
+        self._uses = uses
+        self.asked: list[Span] = []
+
+    def uses(self) -> dict[int, MemoryUse]:
+        return self._uses
+
+    def pages(self, span: Span, scanner: Scanner) -> Iterator[PageRun]:
+        scanner._forms = ()
+        self.asked.append(span)
+        yield PageRun(span, PageKind.OWN)
+
+
+def _region(start: int, end: int) -> Region:
+    mapping = Mapping(Span(start, end), Access.READ, 0, (0, 0), 0, b"")
+    return Region(mapping, Kind.ANONYMOUS)
 
 
 @pytest.fixture
@@ -59,3 +82,27 @@ def test_no_one_is_told_what_another_holds(clock: list[float]) -> None:
     assert _ask(counter, space, owner="two") == 2
     assert _ask(counter, space, span=Span(0, 7 * PAGE_BYTES)) == 3
     assert _ask(counter, space) == 1
+
+
+_TIB = 1 << 40
+
+
+def test_of_a_gap_and_of_a_large_reservation_no_entry_is_read() -> None:
+    reserved = Span(_TIB, 2 * _TIB)
+    huge = Span(3 * _TIB, 4 * _TIB)
+    small = [Span(0, PAGE_BYTES), Span(PAGE_BYTES, 3 * PAGE_BYTES), Span(2 * _TIB, 2 * _TIB + PAGE_BYTES)]
+    space = _OldSpace(
+        {
+            reserved.start: MemoryUse(reserved.start, 5 * PAGE_BYTES, PAGE_BYTES, frozenset()),
+            huge.start: MemoryUse(huge.start, 0, 0, frozenset({b"ht"})),
+        }
+    )
+    regions = [_region(span.start, span.end) for span in (*small[:2], reserved, small[2], huge)]
+    held = held_by_region(space, regions)  # type: ignore[arg-type] all that it uses
+    assert held == [PAGE_BYTES, 2 * PAGE_BYTES, 6 * PAGE_BYTES, PAGE_BYTES, _TIB]
+    asked = [
+        span
+        for span in space.asked
+        if span not in (Span(r.start, r.start + PAGE_BYTES) for r in (reserved, huge))
+    ]
+    assert asked == [Span(0, 3 * PAGE_BYTES), small[2], huge]
