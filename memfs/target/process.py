@@ -31,7 +31,7 @@ from memfs.target.origins import Device, has_unique_numbers, origins
 from memfs.target.sameness import marks_of
 from memfs.target.space import Space, unmapped
 from memfs.target.swapped import SwapKeeper
-from memfs.target.vmaflags import VmaFlags, VmaFlagsCache
+from memfs.target.vmaflags import VmaFlags, VmaFlagsCache, read_flags
 
 _LONG_BYTES = 1 << 17
 """From here on process_vm_readv and the question after it take less time than a read of /proc/PID/mem."""
@@ -194,7 +194,7 @@ class AddressSpace(Space):
 
     def uses_now(self) -> ReadOnlyDict[int, MemoryUse]:
         try:
-            uses = _read_flags(self.identity).uses
+            uses = read_flags(self.identity).uses
         except (FileNotFoundError, ProcessLookupError):
             raise self.gone() from None
         self.ensure_same_program()

@@ -41,18 +41,18 @@ class VmaFlagsCache:
         """Return the flags of the VMAs; read again if they are old or lack an address of *must_know*."""
         return self._kept.get(
             identity,
-            lambda: _read_flags(identity),
+            lambda: read_flags(identity),
             lambda flags: all(map(flags.uses.__contains__, must_know)),
         )
 
     def pin(self, identity: Identity) -> VmaFlags:
         """Read the flags now and keep them: the process is about to be stopped, when nothing may be slow."""
-        flags = _read_flags(identity)
+        flags = read_flags(identity)
         self._kept.pin(identity, flags)
         return flags
 
 
-def _read_flags(identity: Identity) -> VmaFlags:
+def read_flags(identity: Identity) -> VmaFlags:
     text, longest_ns = read_timed(identity.pid, "smaps")
     uses = {use.start: use for use in parse_smaps(text)}
     fetching = [use.start for use in uses.values() if b"um" in use.flags]
