@@ -45,7 +45,7 @@ from memfs.target.settle import detach_segments, settle
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Tracee
 from memfs.target.vmaflags import VmaFlagsCache
-from memfs.target.withheld import find_withheld, may_be_pinned
+from memfs.target.withheld import find_withheld, is_better_asked_by_fork, may_be_pinned
 
 _CALL_S = 1.0
 _CALL_S_PER_BYTE = 0.1 / (1 << 30)
@@ -218,9 +218,9 @@ class Freezing:
                 wanted = self._withheld
                 if self._layout is not self._known_layout:
                     wanted = find_withheld(self._layout, self._known_layout, self._known.uses)
-                self._forked = fork.fork_copy(
-                    stopped, means, wanted, self._beginning, hide=_is_open_to_its_user(thread)
-                )
+                by_fork = is_better_asked_by_fork(wanted, self._known.uses)
+                wishes = fork.Wishes(tuple(wanted), self._beginning, by_fork)
+                self._forked = fork.fork_copy(stopped, means, wishes, hide=_is_open_to_its_user(thread))
             self._mark()
         finally:
             stopped.release()

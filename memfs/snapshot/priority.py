@@ -14,8 +14,8 @@ from memfs.linux.inheritance import Lenders
 
 _FIRST = os.sched_param(2)  # before the threads that borrow one
 _NEVER_KILLED = b"-1000"  # OOM_SCORE_ADJ_MIN, <linux/oom.h>
-_AT_A_TIME = 4
-"""Borrowers: the thread that runs our calls, the helper, the copy; and one that is slow to stop."""
+_AT_A_TIME = 5
+"""Borrowers: the thread that runs our calls, the helper, two copies; and one that is slow to stop."""
 
 
 def take_first_place(tid: int = 0) -> bool:

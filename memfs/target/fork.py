@@ -13,8 +13,9 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import attrs
 
@@ -30,7 +31,7 @@ from memfs.target.identity import path_of
 from memfs.target.injection import Diverted, Injection
 from memfs.target.stopped import StoppedProcess
 from memfs.target.tracee import Killed, Tracee
-from memfs.target.withheld import Beginning, Withheld
+from memfs.target.withheld import Among, Asking, Withheld
 
 _CLONE_VM = 0x100  # <linux/sched.h>
 _CLONE_FS = 0x200
@@ -41,6 +42,7 @@ _CLOSE_RANGE_UNSHARE = 2
 _ALL_DESCRIPTORS = 0xFFFF_FFFF
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _DUMPABLE = 1
+_START = re.compile(rb"^[0-9a-f]+(?=-)", re.MULTILINE)  # of a line of maps
 
 _MENDS = {
     errno.EAGAIN: "raise its limit of processes (ulimit -u, or pids.max of its cgroup)",
@@ -81,6 +83,20 @@ class Means:
 
 
 @attrs.frozen
+class Wishes:
+    """What a copy is to have, although the process keeps it out of its forks.
+
+    Attributes:
+        beginning: tells at which of some addresses a VMA begins now.
+        by_fork: find out by a fork which of it is kept out.
+    """
+
+    wanted: tuple[Withheld, ...]
+    beginning: Among
+    by_fork: bool
+
+
+@attrs.frozen
 class Forked:
     """A frozen copy.
 
@@ -97,16 +113,14 @@ class Forked:
 def fork_copy(
     stopped: StoppedProcess,
     means: Means,
-    wanted: Iterable[Withheld],
-    beginning: Beginning,
+    wishes: Wishes,
     *,
     hide: bool,
 ) -> Forked:
     """Make a frozen copy of *stopped*. We are its tracer, and it ends when we do.
 
     Args:
-        wanted: what is to be in it, too, although the process keeps it out of its forks.
-        beginning: looks at what is mapped.
+        wishes: what is to be in it, too, although the process keeps it out of its forks.
         hide: have the copy closed to its own user: no one without CAP_SYS_PTRACE can read, write or
             trace it then (PR_SET_DUMPABLE, ptrace(2)). The process itself must be dumpable.
 
@@ -122,12 +136,11 @@ def fork_copy(
     ):
         if hide:
             _close_to_others(injection)
-        let_in = withheld.let_in(injection, wanted, beginning)
         helper = Tracee(injection.clone(_HELPER_FLAGS))
         try:
             stopped.hurry(helper.pid)
             helper.await_birth(means.patience_s)
-            return _copy_by(helper, injection, stopped, means.patience_s, let_in)
+            return _copy_by(helper, injection, stopped, means.patience_s, wishes)
         finally:
             injection.give_up(helper)
 
@@ -259,24 +272,41 @@ def architecture_of(stopped: StoppedProcess, thread: int) -> Architecture:
 
 
 def _copy_by(
-    helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float, let_in: list[Withheld]
+    helper: Tracee, parent: Injection, stopped: StoppedProcess, patience_s: float, wishes: Wishes
 ) -> Forked:
     injection = parent.beside(helper.pid, extra=Option.EXIT_KILL)
     injection.call(Call.CLOSE_RANGE, 0, _ALL_DESCRIPTORS, _CLOSE_RANGE_UNSHARE)
     injection.call(Call.SETSID)
-    try:
-        copy = Tracee(injection.clone(_CLONE_PARENT))
-    except OSError as error:
-        if error.errno != errno.ENOMEM or not let_in:
-            raise
-        # More memory is promised than there may be (vm.overcommit_memory): the process may count on that.
-        withheld.keep_out(injection, let_in)
-        let_in = []
-        copy = Tracee(injection.clone(_CLONE_PARENT))
-    try:
-        stopped.hurry(copy.pid)
-        copy.await_birth(patience_s)
-    except BaseException:
-        parent.give_up(copy)
-        raise
-    return Forked(copy, tuple(let_in), parent)
+    with contextlib.ExitStack() as ending:
+
+        def fork() -> Tracee:
+            copy = Tracee(injection.clone(_CLONE_PARENT))
+            try:
+                stopped.hurry(copy.pid)
+                copy.await_birth(patience_s)
+            except BaseException:
+                parent.give_up(copy)
+                raise
+            return copy
+
+        def lacking(addresses: list[int]) -> frozenset[int]:
+            probe = fork()
+            ending.callback(parent.give_up, probe)  # its memory is freed while the copy is made
+            starts = _START.findall(procfs.read_file(f"/proc/{probe.pid}/maps"))
+            probe.hasten()
+            probe.kill()
+            injection.leave_clone()
+            return frozenset(addresses).difference(int(start, 16) for start in starts)
+
+        asking = Asking(wishes.beginning, lacking if wishes.by_fork else None)
+        let_in = withheld.let_in(injection, parent, wishes.wanted, asking)
+        try:
+            copy = fork()
+        except OSError as error:
+            if error.errno != errno.ENOMEM or not let_in:
+                raise
+            # More memory is promised than there may be (vm.overcommit_memory): the process may count on that.
+            withheld.keep_out(injection, let_in)
+            let_in = []
+            copy = fork()
+        return Forked(copy, tuple(let_in), parent)

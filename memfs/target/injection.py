@@ -129,6 +129,7 @@ class Injection:
 
     def give_up(self, child: Tracee) -> None:
         """End a child that the thread was made to have, and have the thread reap it in the end."""
+        child.hasten()
         child.end()
         self.defer(Call.WAIT4, child.inner_number, 0, os.WNOHANG | ptrace.WAIT_ALL, 0)
 
@@ -190,7 +191,7 @@ class Injection:
     def clone(self, flags: int) -> int:
         """Run clone(2) until the child is there, stopped before its first step.
 
-        The thread is still inside the call, and comes out with :meth:`restore`.
+        The thread is still inside the call, and comes out with :meth:`restore` or :meth:`leave_clone`.
 
         Returns:
             The child's number as we see it, which the kernel told.
@@ -207,6 +208,15 @@ class Injection:
                 if result not in _NOT_BEGUN:
                     break
         return _checked(Call.CLONE, result)
+
+    def leave_clone(self) -> None:
+        """Run clone(2) to its end, so that the thread can run other calls.
+
+        Raises:
+            Diverted, Killed, TimeoutError: as :meth:`call`.
+        """
+        with _killed_if_gone():
+            self._result_of(self._advance())
 
     def _enter(self, call: Call, arguments: tuple[int, ...]) -> None:
         """Run the thread into *call*, up to where the kernel is about to begin with it."""

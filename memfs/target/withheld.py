@@ -1,18 +1,25 @@
 """Memory that a process keeps out of its forks (madvise(2)), let into one of them and kept out again.
 
-MADVDONTFORK and MADV_WIPEONFORK are flags of a VMA, no pages: a fork can copy such memory like any other.
+MADV_DONTFORK and MADV_WIPEONFORK are flags of a VMA, no pages: a fork can copy such memory like any other.
 So the stopped process is made to take the flag away before it forks, and to set it again after that. It
 must not be set where it was not, or later forks would lack memory that they need. What smaps told before
-the stop may be outdated, so each VMA is asked: to set the flag of its first page changes nothing where the
-VMA has it, and splits that page off where it has not. Sealed memory (mseal(2), Linux 6.10) does not let it
-be set: it is left alone.
+the stop may be outdated, so the kernel is asked in the stop which VMAs have it, in one of two ways:
+
+- of each VMA the flag of its first page is set, which changes nothing where the VMA has it, and splits that
+  page off where it has not;
+- a fork that is made for that alone lacks just the VMAs that have MADV_DONTFORK (``dup_mmap``, mm/mmap.c).
+
+Memory can be sealed, so that the flag cannot be set (mseal(2), Linux 6.10): it is left alone.
 
 A VMA without its flag may be merged with a neighbour. Setting the flag again splits it off at the same
-addresses, as the two were not merged before because of the flag alone.
+addresses, as the two were not merged before because of the flag alone. VMAs that follow each other, with
+nothing between them but free addresses, are advised by one call: madvise(2) passes over gaps.
 """
 
 import enum
-from collections.abc import Callable, Iterable
+import errno
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as ReadOnlyDict
 
 import attrs
@@ -23,11 +30,15 @@ from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.injection import Injection
 from memfs.target.layout import Kind, Layout, Region
 
-MOST = 64
-"""VMAs that are let in, at most: each takes 0.3 to 0.5 ms of the stop."""
+MOST_RUNS = 1024
+"""Runs of VMAs that are let in, at most: each takes 0.1 ms of the stop."""
+_CALL_BYTES = 4 << 20
+"""A fork copies page tables of so much memory while the process runs one call of ours."""
+_FORK_CALLS = 48
+"""So many calls a fork takes besides."""
 
-Beginning = Callable[[list[int]], frozenset[int]]
-"""Tells at which of some addresses a VMA begins now."""
+Among = Callable[[list[int]], frozenset[int]]
+"""Tells which of some addresses have a quality."""
 
 
 class Advice(enum.IntEnum):
@@ -61,10 +72,12 @@ class Withheld:
 
     Attributes:
         flag: of smaps, ``dc`` or ``wf``.
+        line: of maps, from 0.
     """
 
     span: Span
     flag: bytes
+    line: int = attrs.field(default=0, eq=False)
 
     @property
     def setting(self) -> Advice:
@@ -82,6 +95,19 @@ class Withheld:
         return Span(self.span.start, self.span.start + PAGE_BYTES)
 
 
+@attrs.frozen
+class Asking:
+    """How to find out what has its flag in the stop.
+
+    Attributes:
+        beginning: tells at which addresses a VMA begins now.
+        lacking: tells at which of the addresses of VMAs a fork has none; None where that is not to be used.
+    """
+
+    beginning: Among
+    lacking: Among | None = None
+
+
 def may_be_pinned(layout: Layout, uses: ReadOnlyDict[int, MemoryUse]) -> bool:
     """Whether a device may have pinned memory of the process for good: it maps registers of one.
 
@@ -96,28 +122,52 @@ def may_be_pinned(layout: Layout, uses: ReadOnlyDict[int, MemoryUse]) -> bool:
 
 
 def find_withheld(layout: Layout, before: Layout, uses: ReadOnlyDict[int, MemoryUse]) -> list[Withheld]:
-    """What in *layout* is likely to be withheld, the largest first.
+    """What in *layout* is likely to be withheld, in order of flags and addresses.
 
     Args:
-        before: how the process was mapped when smaps told *uses*. Where that has changed, and there is
-            withheld memory at all, anonymous memory is in doubt, and among what is found.
+        before: how the process was mapped after smaps had told *uses*. Where that has changed, or smaps
+            told nothing, and there is withheld memory at all, anonymous memory is in doubt, and among what is
+            found.
     """
     if not any(use.flags & FLAGS for use in uses.values()) or may_be_pinned(before, uses):
         return []
     doubts = any(DONTFORK in use.flags for use in uses.values())
     found = []
-    for region in layout.regions:
+    for line, region in enumerate(layout.regions):
         if not _can_be_let_in(region):
             continue
-        if before.at(region.span.start) != region:
-            if doubts and region.kind is Kind.ANONYMOUS and region.mapping.path not in _OF_THE_KERNEL:
-                found.append(Withheld(region.span, DONTFORK))
-            continue
         use = uses.get(region.span.start)
-        if use is not None and not use.flags & _LEFT_ALONE:
-            found += [Withheld(region.span, flag) for flag in use.flags & FLAGS]
-    found.sort(key=lambda one: -one.span.size)
-    return found[:MOST]
+        if use is None or before.at(region.span.start) != region:
+            if doubts and region.kind is Kind.ANONYMOUS and region.mapping.path not in _OF_THE_KERNEL:
+                found.append(Withheld(region.span, DONTFORK, line))
+        elif not use.flags & _LEFT_ALONE:
+            found += [Withheld(region.span, flag, line) for flag in use.flags & FLAGS]
+    return sorted(itertools.chain(*_largest(found)), key=_order)
+
+
+def is_better_asked_by_fork(wanted: Iterable[Withheld], uses: ReadOnlyDict[int, MemoryUse]) -> bool:
+    """Whether a fork that lacks what is *wanted* is made sooner than each VMA is asked."""
+    others = sum(use.resident_bytes for use in uses.values() if DONTFORK not in use.flags)
+    return _count(wanted, DONTFORK) > _FORK_CALLS + others // _CALL_BYTES
+
+
+def _count(wanted: Iterable[Withheld], flag: bytes) -> int:
+    return sum(one.flag == flag for one in wanted)
+
+
+def _order(one: Withheld) -> tuple[bytes, int]:
+    return one.flag, one.line
+
+
+def _runs(wanted: Iterable[Withheld]) -> list[list[Withheld]]:
+    """Those with one flag and nothing else mapped between them, together."""
+    runs: list[list[Withheld]] = []
+    for one in sorted(wanted, key=_order):
+        if runs and (runs[-1][-1].flag, runs[-1][-1].line + 1) == _order(one):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return runs
 
 
 def _can_be_let_in(region: Region) -> bool:
@@ -129,41 +179,73 @@ def _can_be_let_in(region: Region) -> bool:
     )
 
 
-def let_in(injection: Injection, wanted: Iterable[Withheld], beginning: Beginning) -> list[Withheld]:
-    """Take the flags of *wanted* away until the thread of *injection* gets its registers back.
+def _largest(wanted: Iterable[Withheld]) -> list[list[Withheld]]:
+    """The largest runs of *wanted*, as many as may be let in."""
+    return sorted(_runs(wanted), key=lambda run: -sum(one.span.size for one in run))[:MOST_RUNS]
+
+
+def let_in(
+    helper: Injection, process: Injection, wanted: Sequence[Withheld], asking: Asking
+) -> list[Withheld]:
+    """Take the flags of *wanted* away until the thread of *process* gets its registers back.
+
+    Args:
+        helper: runs the calls, and shares the memory of *process*.
+        asking: how to find out which of them have their flag.
 
     Returns those that had their flag, and have it no more.
 
     Raises:
         Diverted, Killed, TimeoutError: the thread does not do it. What was done is undone later.
     """
+    having: list[Withheld] = []
+    lacking = _lacking(wanted, asking)
+    if lacking is not None:
+        shown = _runs(one for one in wanted if one.flag == DONTFORK and one.span.start in lacking)
+        having += itertools.chain(*(run for run in shown if _advise(helper, run, run[0].setting)))
+        wanted = [one for one in wanted if one.flag != DONTFORK]
+    having += _having_flag(helper, process, wanted, asking.beginning)
     found = []
-    for one in _having_flag(injection, wanted, beginning):
-        injection.defer(Call.MADVISE, *_arguments(one.span, one.setting))
-        if _advise(injection, one.span, one.clearing):
-            found.append(one)
+    for run in _largest(having):
+        process.defer(Call.MADVISE, *_arguments(_whole(run), run[0].setting))
+        if _advise(helper, run, run[0].clearing):
+            found += run
     return found
 
 
-def _having_flag(injection: Injection, wanted: Iterable[Withheld], beginning: Beginning) -> list[Withheld]:
+def _lacking(wanted: Iterable[Withheld], asking: Asking) -> frozenset[int] | None:
+    """Where a fork lacks what is *wanted*; None where none can be had, or is not to be used."""
+    if asking.lacking is None:
+        return None
+    try:
+        return asking.lacking([one.span.start for one in wanted if one.flag == DONTFORK])
+    except TimeoutError:
+        raise
+    except OSError:  # a limit of processes leaves room for the copy alone
+        return None
+
+
+def _having_flag(
+    helper: Injection, process: Injection, wanted: Iterable[Withheld], beginning: Among
+) -> list[Withheld]:
     """Those of *wanted* that have their flag, and let it be set."""
     asked = []
     for one in wanted:
         undoing = _arguments(one.first_page, one.clearing)
-        injection.defer(Call.MADVISE, *undoing)
-        if _advise(injection, one.first_page, one.setting):
+        process.defer(Call.MADVISE, *undoing)
+        if _advise_span(helper, one.first_page, one.setting):
             asked.append(one)
         else:
-            injection.forget(Call.MADVISE, *undoing)
+            process.forget(Call.MADVISE, *undoing)
     split = beginning([one.first_page.end for one in asked]) if asked else frozenset()
     having = []
     for one in asked:
         first_page = one.first_page
         if first_page.end in split:
-            _advise(injection, first_page, one.clearing)
+            _advise_span(helper, first_page, one.clearing)
         else:
             having.append(one)
-        injection.forget(Call.MADVISE, *_arguments(first_page, one.clearing))
+        process.forget(Call.MADVISE, *_arguments(first_page, one.clearing))
     return having
 
 
@@ -173,18 +255,30 @@ def keep_out(injection: Injection, found: Iterable[Withheld]) -> None:
     Raises:
         Diverted, Killed, TimeoutError: the thread does not do it.
     """
-    for one in found:
-        _advise(injection, one.span, one.setting)
+    for run in _runs(found):
+        _advise(injection, run, run[0].setting)
 
 
-def _advise(injection: Injection, span: Span, advice: Advice) -> bool:
-    """Have the thread call madvise(2); returns whether the kernel did not refuse it."""
+def _whole(run: Sequence[Withheld]) -> Span:
+    return Span(run[0].span.start, run[-1].span.end)
+
+
+def _advise(injection: Injection, run: Sequence[Withheld], advice: Advice) -> bool:
+    """Have the thread call madvise(2) for all of *run*."""
+    return _advise_span(injection, _whole(run), advice, gaps=len(run) > 1)
+
+
+def _advise_span(injection: Injection, span: Span, advice: Advice, *, gaps: bool = False) -> bool:
+    """Have the thread call madvise(2); returns whether the kernel did not refuse it.
+
+    Where there are *gaps*, ENOMEM says just that: all else was advised (``madvise_walk_vmas``, mm/madvise.c).
+    """
     try:
         injection.call(Call.MADVISE, *_arguments(span, advice))
     except TimeoutError:
         raise
-    except OSError:
-        return False
+    except OSError as error:
+        return gaps and error.errno == errno.ENOMEM
     return True
 
 

@@ -12,17 +12,19 @@ import attrs
 import pytest
 from process.freezing import snapshots
 from process.test_snapshots import NEW, part_of, read, running, take
-from support.held import Span
+from support.held import HeldMapping, Span
 from support.pattern import PAGE, fill
 from support.target import Target
 
 from memfs.errors import CannotFreeze, MemfsError, RangeUnmapped
-from memfs.linux.smaps import MemoryUse
+from memfs.linux.arch import Call
 from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.registry import Snapshots
+from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate
 from memfs.target import fork, withheld
 from memfs.target.injection import Injection
+from memfs.target.withheld import Advice, find_withheld
 
 FLAGS = {"dontfork": b"dc", "wipeonfork": b"wf"}
 
@@ -174,31 +176,89 @@ def test_forks_of_the_process_lack_it_as_before(registry: Snapshots, tmp_path: P
         target.end(child)
 
 
-def test_of_more_than_may_be_let_in_the_small_are_left_out(registry: Snapshots, tmp_path: Path) -> None:
-    small = 8
+def withhold(target: Target, number: int, *, step: int = 4, between: bool = False) -> list[HeldMapping]:
+    """Map so many VMAs of two pages or three, apart from each other, and keep them out of forks.
+
+    With *between* there is something else in each gap.
+    """
+    base = target.mapping("private-runs").end + (1 << 30)
+    mapped = []
+    for at in range(base, base + number * step * PAGE, step * PAGE):
+        mapped.append(target.map(at, (2 + len(mapped) % 2) * PAGE))
+        target.write(at, PAGE, 1)
+        target.madvise(at, mapped[-1].length, "dontfork")
+        if between:
+            target.map(at + 3 * PAGE, PAGE)
+    return mapped
+
+
+def first_page_of(snapshot: Snapshot, mapping: HeldMapping) -> bytes:
+    """As the snapshot has it."""
+    return read(snapshot, Span(mapping.start, mapping.start + PAGE))
+
+
+MANY = 200
+"""So many are asked for by a fork."""
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_however_many_there_are_all_are_frozen(registry: Snapshots, tmp_path: Path, between: bool) -> None:
     with Target("private-runs", directory=tmp_path) as target:
-        base = target.mapping("private-runs").end + (1 << 30)
-        mapped = []
-        for number in range(withheld.MOST + small):
-            pages = 2 if number < small else 3
-            mapped.append(target.map(base + 4 * number * PAGE, pages * PAGE))
-            target.write(mapped[-1].start, PAGE, 1)
-            target.madvise(mapped[-1].start, mapped[-1].length, "dontfork")
+        mapped = withhold(target, MANY, between=between)
         before = vmas(target.pid)
-        snapshot = take(registry, target.pid)
+        for name in (b"one", b"two"):
+            snapshot = take(registry, target.pid, name)
+            assert vmas(target.pid) == before
+            assert snapshot.frozen.maps_text.splitlines() == [line for line, _ in before]
+        parts = [part_of(snapshot, mapping) for mapping in mapped]
+        assert {(part.fate, part.reason) for part in parts} == {(Fate.FROZEN, "")}
+        assert all(FLAGS["dontfork"] in snapshot.frozen.uses[mapping.start].flags for mapping in mapped)
+        for mapping in mapped:
+            assert first_page_of(snapshot, mapping) == fill(mapping.start, PAGE, 1)
+        child = target.fork()
+        assert not any(is_mapped(child, mapping.start) for mapping in mapped)
+        target.end(child)
+
+
+def test_of_many_those_that_had_lost_the_flag_do_not_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Target("private-runs", directory=tmp_path) as target:
+        mapped = withhold(target, MANY)
+        lost = mapped[::7]
+        for mapping in lost:
+            target.madvise(mapping.start, mapping.length, "dofork")
+        before = vmas(target.pid)
+        _outdated(monkeypatch, [mapping.start for mapping in lost], frozenset((b"rd", b"wr", b"dc")))
+        with snapshots(copy_bytes=0) as registry:
+            snapshot = take(registry, target.pid)
+            assert {part_of(snapshot, mapping).fate for mapping in mapped} == {Fate.FROZEN}
         assert vmas(target.pid) == before
-        fates = [part_of(snapshot, mapping).fate for mapping in mapped]
-        assert fates == [Fate.ABSENT] * small + [Fate.FROZEN] * withheld.MOST
-        assert part_of(snapshot, mapped[0]).reason == "MADV_DONTFORK, and more than snapshot_copy allows"
-        assert FLAGS["dontfork"] in snapshot.frozen.uses[mapped[0].start].flags
-        with pytest.raises(RangeUnmapped):
-            read(snapshot, mapped[0].span)
+        child = target.fork()
+        assert [mapping for mapping in mapped if is_mapped(child, mapping.start)] == lost
+        target.end(child)
+
+
+def test_of_too_many_apart_from_each_other_the_small_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(withheld, "MOST_RUNS", 4)
+    with Target("private-runs", directory=tmp_path) as target:
+        mapped = withhold(target, 8, between=True)
+        before = vmas(target.pid)
+        with snapshots(copy_bytes=0) as registry:
+            snapshot = take(registry, target.pid)
+            assert vmas(target.pid) == before
+            fates = [part_of(snapshot, mapping).fate for mapping in mapped]
+            assert fates == [Fate.ABSENT, Fate.FROZEN] * 4
+            assert part_of(snapshot, mapped[0]).reason == "MADV_DONTFORK, and more than snapshot_copy allows"
+            assert FLAGS["dontfork"] in snapshot.frozen.uses[mapped[0].start].flags
+            with pytest.raises(RangeUnmapped):
+                first_page_of(snapshot, mapped[0])
         with snapshots() as copying:
             snapshot = take(copying, target.pid)
             assert part_of(snapshot, mapped[0]).fate is Fate.COPIED
-            assert read(snapshot, Span(mapped[0].start, mapped[0].start + PAGE)) == fill(
-                mapped[0].start, PAGE, 1
-            )
+            assert first_page_of(snapshot, mapped[0]) == fill(mapped[0].start, PAGE, 1)
 
 
 _RING = """
@@ -227,16 +287,19 @@ def test_memory_of_a_driver_is_not_said_to_be_too_much(registry: Snapshots) -> N
 
 
 def _outdated(
-    monkeypatch: pytest.MonkeyPatch, address: int, flags: frozenset[bytes], maps: bytes | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    addresses: list[int],
+    flags: frozenset[bytes],
+    maps: bytes | None = None,
 ) -> None:
-    """Have the worker believe that smaps told *flags* of the VMA at *address*, and maps that text."""
+    """Have the worker believe that smaps told *flags* of the VMAs at *addresses*, and maps that text."""
     prepare = Freezing._prepare
 
     def prepare_otherwise(self: Freezing) -> None:
         prepare(self)
-        use = self._known.uses[address]
-        uses = {**self._known.uses, address: MemoryUse(address, use.resident_bytes, use.swapped_bytes, flags)}
-        self._known = attrs.evolve(self._known, uses=uses)
+        told = {at: attrs.evolve(self._known.uses[at], flags=flags) for at in addresses}
+        self._known = attrs.evolve(self._known, uses={**self._known.uses, **told})
+        self._withheld = find_withheld(self._layout, self._layout, self._known.uses)
         if maps is not None:
             self._maps_text = maps
             self._known_layout = self._layout = self._space.layout_of(maps)
@@ -250,7 +313,7 @@ def test_memory_whose_flag_has_been_taken_away_does_not_get_it(
     with Target("private-runs", directory=tmp_path) as target:
         mapping = target.mapping("private-runs")
         before = vmas(target.pid)
-        _outdated(monkeypatch, mapping.start, frozenset((b"rd", b"wr", b"dc", b"wf")))
+        _outdated(monkeypatch, [mapping.start], frozenset((b"rd", b"wr", b"dc", b"wf")))
         with snapshots(copy_bytes=0) as registry:
             snapshot = take(registry, target.pid)
         assert vmas(target.pid) == before
@@ -269,7 +332,7 @@ def test_memory_that_has_grown_in_the_last_moment_is_frozen(
             b"%x-%x" % (mapping.start, mapping.end), b"%x-%x" % (mapping.start, mapping.end - PAGE)
         )
         assert shorter != now
-        _outdated(monkeypatch, mapping.start, flags_at(target.pid, mapping.start), shorter)
+        _outdated(monkeypatch, [mapping.start], flags_at(target.pid, mapping.start), shorter)
         with snapshots(copy_bytes=0) as registry:
             snapshot = take(registry, target.pid)
             assert read(snapshot, mapping.span) == mapping.expected(0, mapping.length)
@@ -282,10 +345,11 @@ def test_memory_that_has_grown_in_the_last_moment_is_frozen(
 def _clone_otherwise(monkeypatch: pytest.MonkeyPatch, instead: str) -> None:
     """In the worker, the clone that makes the copy does something else."""
     clone = Injection.clone
+    done: list[int] = []
 
     def clone_or_not(self: Injection, flags: int) -> int:
-        if flags == fork._CLONE_PARENT and not getattr(Injection, "failed", False):
-            Injection.failed = True  # type: ignore[attr-defined]
+        if flags == fork._CLONE_PARENT and not done:
+            done.append(flags)
             if instead == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(int(instead), "it was made to fail")
@@ -319,6 +383,38 @@ def test_where_memory_is_not_promised_for_it_the_rest_is_frozen(
         assert vmas(target.pid) == before
         assert part_of(snapshot, mapping).fate is Fate.ABSENT
         assert part_of(snapshot, target.mapping("private-runs")).fate is Fate.FROZEN
+
+
+def test_where_no_fork_can_be_had_to_ask_by_each_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _clone_otherwise(monkeypatch, str(int(errno.EAGAIN)))
+    with Target("private-runs", directory=tmp_path) as target, snapshots(copy_bytes=0) as registry:
+        mapped = withhold(target, MANY)
+        before = vmas(target.pid)
+        snapshot = take(registry, target.pid)
+        assert vmas(target.pid) == before
+        assert {part_of(snapshot, mapping).fate for mapping in mapped} == {Fate.FROZEN}
+
+
+@pytest.mark.parametrize("number", [3, MANY])
+def test_what_does_not_let_its_flag_be_set_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    call = Injection.call
+
+    def call_otherwise(self: Injection, what: Call, *arguments: int) -> int:
+        if what is Call.MADVISE and arguments[2] == Advice.DONTFORK:
+            raise OSError(errno.EPERM, "it is sealed")
+        return call(self, what, *arguments)
+
+    monkeypatch.setattr(Injection, "call", call_otherwise)
+    with Target("private-runs", directory=tmp_path) as target, snapshots(copy_bytes=0) as registry:
+        mapped = withhold(target, number)
+        before = vmas(target.pid)
+        snapshot = take(registry, target.pid)
+        assert vmas(target.pid) == before
+        assert {part_of(snapshot, mapping).fate for mapping in mapped} == {Fate.ABSENT}
 
 
 def test_a_worker_that_is_killed_leaves_no_process_with_other_flags(

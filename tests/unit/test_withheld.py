@@ -6,7 +6,7 @@ from memfs.linux.maps import Access, Mapping
 from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target.layout import Kind, Layout, Region
-from memfs.target.withheld import MOST, Withheld, find_withheld
+from memfs.target.withheld import MOST_RUNS, Withheld, find_withheld, is_better_asked_by_fork
 
 _WRITABLE = frozenset((b"rd", b"wr", b"mr", b"mw", b"me"))
 _DEVICE = (1, 5)
@@ -75,10 +75,34 @@ def test_what_was_mapped_since_is_asked_only_where_there_is_such_memory() -> Non
     ]
 
 
-def test_of_too_many_the_largest_are_taken() -> None:
-    regions = tuple(_region(number, Kind.ANONYMOUS, pages=2 + number % 9) for number in range(2 * MOST))
+def test_what_was_mapped_after_smaps_had_been_read_and_before_maps_is_asked() -> None:
+    old, new = _region(0, Kind.ANONYMOUS), _region(1, Kind.ANONYMOUS)
+    layout = Layout((old, new))
+    assert find_withheld(layout, layout, _uses((old, {b"dc"})))[1:] == [Withheld(new.span, b"dc")]
+
+
+def test_vmas_with_nothing_between_them_are_one_run_and_the_largest_runs_are_taken() -> None:
+    """Every third VMA is another one, so two withheld ones follow each other."""
+    regions = tuple(
+        _region(number, Kind.ANONYMOUS, pages=2 + number % 9) for number in range(3 * MOST_RUNS + 30)
+    )
     layout = Layout(regions)
-    found = find_withheld(layout, layout, _uses(*((region, {b"dc"}) for region in regions)))
-    assert len(found) == MOST
-    left = {region.span for region in regions} - {one.span for one in found}
-    assert min(one.span.size for one in found) >= max(span.size for span in left)
+    uses = _uses(*((region, {b"dc"} if at % 3 else set()) for at, region in enumerate(regions)))
+    found = find_withheld(layout, layout, uses)
+    assert len(found) == 2 * MOST_RUNS
+    assert [one.line % 3 for one in found] == [1, 2] * MOST_RUNS
+    sizes = {one.line: one.span.size for one in found}
+    left = [region.span.size for number, region in enumerate(regions) if number % 3 and number not in sizes]
+    runs = [sizes[one.line] + sizes[one.line + 1] for one in found if one.line % 3 == 1]
+    assert min(runs) >= max(left[at] + left[at + 1] for at in range(0, len(left), 2))
+
+
+def test_a_fork_is_asked_where_that_takes_less_than_to_ask_each() -> None:
+    regions = tuple(_region(number, Kind.ANONYMOUS) for number in range(201))
+    wanted = [Withheld(region.span, b"dc", line) for line, region in enumerate(regions[:-1])]
+    uses = _uses(*((region, {b"dc"}) for region in regions[:-1]), (regions[-1], set()))
+    assert is_better_asked_by_fork(wanted, uses)
+    assert not is_better_asked_by_fork(wanted[:8], uses)
+    assert not is_better_asked_by_fork([Withheld(one.span, b"wf", one.line) for one in wanted], uses)
+    other = regions[-1].span.start
+    assert not is_better_asked_by_fork(wanted, {**uses, other: MemoryUse(other, 1 << 30, 0, _WRITABLE)})
