@@ -17,6 +17,7 @@ from memfs.target.withheld import DONTFORK, FLAGS, Withheld
 
 _SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
+_MAPPED_SINCE = "and it was mapped just before"
 _BY_OTHERS = ", and other processes that map it did not stand still"
 
 
@@ -58,6 +59,7 @@ class Facts:
     """What is known of the VMAs of a process after it has been copied.
 
     Attributes:
+        known: what was mapped when it was decided what is copied, before the stop.
         uses: what smaps says of each VMA of the fork, by its start address; of the process where it was not
             forked.
         copied: the VMAs whose bytes were copied, by their start address.
@@ -70,6 +72,7 @@ class Facts:
         copy_all: whether everything was copied instead of forking.
     """
 
+    known: Layout
     uses: ReadOnlyDict[int, MemoryUse]
     copied: ReadOnlyDict[int, Copied]
     fetched: tuple[Span, ...]
@@ -109,7 +112,8 @@ def decide(region: Region, facts: Facts) -> Part:
         return Part(Region(region.mapping, Kind.PRIVATE_FILE), Fate.FROZEN)
     if reason := what_fork_does_not_keep(region, _flags_in_fork(region, use.flags, facts.let_in)):
         if region.kind is Kind.SHARED:
-            why = facts.why_live.get(object_key(region.mapping), _TOO_MUCH)
+            known = facts.known.at(region.span.start) == region
+            why = facts.why_live.get(object_key(region.mapping), _TOO_MUCH if known else _MAPPED_SINCE)
             return Part(region, Fate.LIVE, f"{reason}, {why}")
         return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
     if region.kind is Kind.OPAQUE and region.mapping.shared:

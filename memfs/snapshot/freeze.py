@@ -344,6 +344,7 @@ class Freezing:
             copied = {**self._follower.copied, **copied}
             why_live = {**why_live, **self._follower.why}
         return Facts(
+            known=self._known_layout,
             uses=uses,
             copied=copied,
             fetched=self._known.fetched,

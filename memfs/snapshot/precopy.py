@@ -35,8 +35,8 @@ _SHARE = 4
 """Without a limit of its user's a snapshot's copies take this part of the memory that is available."""
 _MOST_VMAS = 256
 """An object in more pieces is not followed: each of them is asked for in the stop."""
-_SPARSE = 4
-"""Nor one of which so many times more is mapped than is there: page tables are made for all of it."""
+_SPARSE = 32
+"""Nor one of which so many times more is mapped than is there: all of it gets page tables, a 512th of it."""
 _MAPPERS_S = 5.0
 _STEP_S = 1.0
 _SPARE_S = 10.0

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import attrs
 
 from memfs.errors import CannotFreeze, TargetExited, TargetStuck
-from memfs.linux import ptrace, userfaultfd
+from memfs.linux import procfs, ptrace, userfaultfd
 from memfs.linux.arch import Architecture, Call
 from memfs.linux.ptrace import WAIT_ALL, Option
 from memfs.linux.scheduling import has_deadline, may_fork

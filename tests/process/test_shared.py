@@ -21,11 +21,13 @@ from memfs.image.memory import Memory
 from memfs.image.source import Workspace
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.snapshot.follow import FOREIGN, REMAPPED
+from memfs.snapshot.freeze import Freezing
 from memfs.snapshot.precopy import MEMORY, OTHERS
 from memfs.snapshot.registry import Snapshots
 from memfs.snapshot.snapshot import Snapshot
 from memfs.snapshot.values import Fate, Part
 from memfs.target.identity import identify
+from memfs.target.process import AddressSpace
 
 MIB = 1 << 20
 
@@ -138,6 +140,14 @@ def test_large_shared_memory_is_of_one_moment_while_it_is_written() -> None:
         assert number_at(again, views.turns) > number_at(snapshot, views.turns)
 
 
+def test_large_shared_memory_of_which_more_is_mapped_than_is_there_is_of_one_moment() -> None:
+    """The heap of a JVM is mapped three times, and full by a third when it starts."""
+    with Views(8, 9, 50) as views, snapshots(copy_bytes=MIB) as registry:
+        snapshot = take(registry, views.pid)
+        assert {part_at(snapshot, view).fate for view in views.views} == {Fate.COPIED}
+        views.check(snapshot)
+
+
 def test_what_was_written_is_copied_although_the_page_tables_have_forgotten_it() -> None:
     with Views(8, 2, 50, "drops") as views, snapshots(copy_bytes=MIB) as registry:
         for name in (b"one", b"two", b"three"):
@@ -151,6 +161,25 @@ def test_large_shared_memory_that_is_mapped_anew_meanwhile_is_live_and_says_so()
         part = part_at(take(registry, views.pid), views.views[0])
         assert (part.fate, part.reason) == (Fate.LIVE, f"shared memory, {REMAPPED}")
         assert views.is_as_before()
+
+
+def test_shared_memory_that_was_mapped_in_the_last_moment_is_live_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare, maps_text = Freezing._prepare, AddressSpace.maps_text
+
+    def maps_text_before(self: AddressSpace) -> bytes:
+        return b"".join(line for line in maps_text(self).splitlines(True) if b"/memfd:heap" not in line)
+
+    def prepare_before_it_was_mapped(self: Freezing) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(AddressSpace, "maps_text", maps_text_before)
+            prepare(self)
+
+    monkeypatch.setattr(Freezing, "_prepare", prepare_before_it_was_mapped)
+    with Views(8, 1) as views, snapshots() as registry:
+        part = part_at(take(registry, views.pid), views.views[0])
+        assert (part.fate, part.reason) == (Fate.LIVE, "shared memory, and it was mapped just before")
 
 
 def test_large_shared_memory_that_others_map_is_live_and_says_so() -> None:

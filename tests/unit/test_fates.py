@@ -31,6 +31,7 @@ def _uses(*flags: bytes) -> dict[int, MemoryUse]:
 
 
 _FORKED = Facts(
+    known=Layout((_region(Kind.SHARED),)),
     uses=_uses(),
     copied={},
     fetched=(),
