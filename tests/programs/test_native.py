@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from programs.lab import Debugger, Lab, build, gdb, need, working
 
 _TEXT = b"the plain text of worker.c is known"
@@ -17,7 +16,6 @@ def test_c_with_threads(lab: Lab) -> None:
         worker.finish()
 
 
-@pytest.mark.parametrize("lab", [("snapshot_fallback=copy",)], indirect=True)
 def test_i386(lab: Lab) -> None:
     need("gdb")
     with working(build("worker", "-m32")) as worker:

@@ -47,7 +47,20 @@ def _postgresql(name: str) -> str:
     return found
 
 
-def test_postgresql(lab: Lab) -> None:
+_SHARED = "shared memory, which other processes map as well, and more than snapshot_copy allows"
+"""Why shared_buffers are live: a process of the server is frozen, and not the server."""
+
+
+@pytest.mark.parametrize(
+    ("lab", "named", "live"),
+    [
+        ((), "PostgreSQL, a backend", frozenset((_SHARED,))),
+        (("snapshot_copy=512m",), "PostgreSQL, a backend, all copied", frozenset()),
+    ],
+    indirect=["lab"],
+    ids=["live", "copied"],
+)
+def test_postgresql(lab: Lab, named: str, live: frozenset[str]) -> None:
     need("gdb", "psql")
     user = pwd.getpwnam("postgres").pw_uid
     data = lab.directory / "data"
@@ -91,13 +104,14 @@ def test_postgresql(lab: Lab) -> None:
 
             until(lambda: int(ask("select count(*) from pgbench_history")) > 0, "the load")
             plaintext = b"the plain text of a table is known"
-            lab.examine("PostgreSQL, a backend", backend, plaintext, [gdb(backend)], reads_it)
+            lab.examine(named, backend, plaintext, [gdb(backend)], reads_it, live)
             lab.examine(
                 "PostgreSQL, the postmaster",
                 postmaster.pid,
                 b"shared_buffers",
                 [gdb(postmaster.pid)],
                 reads_it,
+                live,
             )
             session.stdin.close()
         until(lambda: check("psql", *ways, "-A", "-t", "-c", _NO_CLIENTS) == b"0\n", "the end of the load")
