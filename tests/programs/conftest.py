@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -26,13 +27,16 @@ def _subreaper() -> Iterator[None]:
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
-    """A mount of root's, with the options that the test asks for, which ends as every mount must."""
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:  # pytest's own directories
-        parent.chmod(0o755)
-    with mounted(tmp_path, *getattr(request, "param", ()), limit_seconds=_MOUNT_SECONDS) as mount:
-        yield Lab(mount, tmp_path, request.config.stash.setdefault(_rows, []))
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A mount of root's, with the options that the test asks for, which ends as every mount must.
+
+    Its directory is none of pytest's: other users work in it, and the start of another pytest locks them out.
+    """
+    with TemporaryDirectory(prefix="memfs-programs-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with mounted(directory, *getattr(request, "param", ()), limit_seconds=_MOUNT_SECONDS) as mount:
+            yield Lab(mount, directory, request.config.stash.setdefault(_rows, []))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

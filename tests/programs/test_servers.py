@@ -54,8 +54,8 @@ _SHARED = "shared memory, which other processes map as well, and more than snaps
 @pytest.mark.parametrize(
     ("lab", "named", "live"),
     [
-        ((), "PostgreSQL, a backend", frozenset((_SHARED,))),
-        (("snapshot_copy=512m",), "PostgreSQL, a backend, all copied", frozenset()),
+        ((), "", frozenset((_SHARED,))),
+        (("snapshot_copy=512M",), ", all copied", frozenset()),
     ],
     indirect=["lab"],
     ids=["live", "copied"],
@@ -104,9 +104,9 @@ def test_postgresql(lab: Lab, named: str, live: frozenset[str]) -> None:
 
             until(lambda: int(ask("select count(*) from pgbench_history")) > 0, "the load")
             plaintext = b"the plain text of a table is known"
-            lab.examine(named, backend, plaintext, [gdb(backend)], reads_it, live)
+            lab.examine(f"PostgreSQL, a backend{named}", backend, plaintext, [gdb(backend)], reads_it, live)
             lab.examine(
-                "PostgreSQL, the postmaster",
+                f"PostgreSQL, the postmaster{named}",
                 postmaster.pid,
                 b"shared_buffers",
                 [gdb(postmaster.pid)],
