@@ -219,6 +219,8 @@ class Freezing:
                 if self._layout is not self._known_layout:
                     wanted = find_withheld(self._layout, self._known_layout, self._known.uses)
                 by_fork = is_better_asked_by_fork(wanted, self._known.uses)
+                if by_fork:  # which tells of all at once
+                    wanted = find_withheld(self._layout, self._known_layout, self._known.uses, doubt_all=True)
                 wishes = fork.Wishes(tuple(wanted), self._beginning, by_fork)
                 self._forked = fork.fork_copy(stopped, means, wishes, hide=_is_open_to_its_user(thread))
             self._mark()

@@ -121,13 +121,16 @@ def may_be_pinned(layout: Layout, uses: ReadOnlyDict[int, MemoryUse]) -> bool:
     )
 
 
-def find_withheld(layout: Layout, before: Layout, uses: ReadOnlyDict[int, MemoryUse]) -> list[Withheld]:
+def find_withheld(
+    layout: Layout, before: Layout, uses: ReadOnlyDict[int, MemoryUse], *, doubt_all: bool = False
+) -> list[Withheld]:
     """What in *layout* is likely to be withheld, in order of flags and addresses.
 
     Args:
         before: how the process was mapped after smaps had told *uses*. Where that has changed, or smaps
             told nothing, and there is withheld memory at all, anonymous memory is in doubt, and among what is
             found.
+        doubt_all: so is all other anonymous memory: it may have been advised since.
     """
     if not any(use.flags & FLAGS for use in uses.values()) or may_be_pinned(before, uses):
         return []
@@ -137,10 +140,11 @@ def find_withheld(layout: Layout, before: Layout, uses: ReadOnlyDict[int, Memory
         if not _can_be_let_in(region):
             continue
         use = uses.get(region.span.start)
-        if use is None or before.at(region.span.start) != region:
+        changed = use is None or before.at(region.span.start) != region
+        if changed or (doubt_all and use is not None and not use.flags & (FLAGS | _LEFT_ALONE)):
             if doubts and region.kind is Kind.ANONYMOUS and region.mapping.path not in _OF_THE_KERNEL:
                 found.append(Withheld(region.span, DONTFORK, line))
-        elif not use.flags & _LEFT_ALONE:
+        elif use is not None and not use.flags & _LEFT_ALONE:
             found += [Withheld(region.span, flag, line) for flag in use.flags & FLAGS]
     return sorted(itertools.chain(*_largest(found)), key=_order)
 

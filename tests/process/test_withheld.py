@@ -239,6 +239,19 @@ def test_of_many_those_that_had_lost_the_flag_do_not_get_it(
         target.end(child)
 
 
+def test_beside_many_what_was_advised_in_the_last_moment_is_frozen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Target("private-runs", directory=tmp_path) as target:
+        mapped = withhold(target, MANY)
+        _outdated(monkeypatch, [mapped[3].start], frozenset((b"rd", b"wr")))
+        before = vmas(target.pid)
+        with snapshots(copy_bytes=0) as registry:
+            snapshot = take(registry, target.pid)
+            assert {part_of(snapshot, mapping).fate for mapping in mapped} == {Fate.FROZEN}
+        assert vmas(target.pid) == before
+
+
 def test_of_too_many_apart_from_each_other_the_small_are_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -81,6 +81,13 @@ def test_what_was_mapped_after_smaps_had_been_read_and_before_maps_is_asked() ->
     assert find_withheld(layout, layout, _uses((old, {b"dc"})))[1:] == [Withheld(new.span, b"dc")]
 
 
+def test_all_anonymous_memory_can_be_in_doubt_for_it_may_have_been_advised_since() -> None:
+    old, plain, sealed = (_region(number, Kind.ANONYMOUS) for number in range(3))
+    layout = Layout((old, plain, sealed))
+    uses = _uses((old, {b"dc"}), (plain, set()), (sealed, {b"sl"}))
+    assert find_withheld(layout, layout, uses, doubt_all=True)[1:] == [Withheld(plain.span, b"dc")]
+
+
 def test_vmas_with_nothing_between_them_are_one_run_and_the_largest_runs_are_taken() -> None:
     """Every third VMA is another one, so two withheld ones follow each other."""
     regions = tuple(
