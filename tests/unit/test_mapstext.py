@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.values import format_maps_line, mappings, page_spans
 
+from memfs.linux.maps import Mapping, parse_maps
 from memfs.linux.mapstext import lines_over
-from memfs.linux.procfs import Mapping, parse_maps
 from memfs.linux.span import Span
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from memfs.image.residency import ResidencyCounter, held_by_region
+from memfs.linux.maps import Access, Mapping
 from memfs.linux.pagemap import PageKind, PageRun, Scanner
-from memfs.linux.procfs import Access, Mapping, MemoryUse
+from memfs.linux.smaps import MemoryUse
 from memfs.linux.span import PAGE_BYTES, Span
 from memfs.target import kept
 from memfs.target.layout import Kind, Region
