@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ from mount.mounted import MEMFS, Mount, mounted, run  # noqa: E402 - it must be 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _NOBODY = 65534
 _DEVICE = Path("/dev/fuse")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in the background: programs that the tests interrupt would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
