@@ -51,6 +51,10 @@ class RangeUnmapped(MemfsError):
     number = errno.EIO
 
 
+class NoAnswer(RangeUnmapped):
+    """The server of a mapped file does not answer: to ask it again would be to wait again."""
+
+
 class AccessDenied(MemfsError):
     """The kernel's ptrace access check refused us."""
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from memfs.errors import RangeUnmapped
+from memfs.errors import NoAnswer, RangeUnmapped
 from memfs.image.servant import Copy, CopyPart, FileQuery, Forget, ServedState
 from memfs.image.source import Piece, Workspace
 from memfs.linux import wire
@@ -168,8 +168,8 @@ def _path(region: Region) -> str:
     return region.mapping.path.decode(errors="backslashreplace")
 
 
-def _silent(region: Region) -> RangeUnmapped:
-    return RangeUnmapped(
+def _silent(region: Region) -> NoAnswer:
+    return NoAnswer(
         f"the file system of {_path(region)} did not answer within {PATIENCE_S:g} s",
         "what its process has not touched cannot be read: see to the server, and open the file again",
     )

@@ -12,7 +12,7 @@ import mmap
 import os
 from typing import NamedTuple, Protocol
 
-from memfs.errors import RangeUnmapped
+from memfs.errors import NoAnswer, RangeUnmapped
 from memfs.linux.pagemap import Scanner
 from memfs.linux.pipe import Pipe
 from memfs.linux.span import PAGE_BYTES, Span
@@ -237,6 +237,8 @@ class Source(abc.ABC):
                     at += piece.size
                 if self.still_true(span, pieces):
                     return at
+            except NoAnswer:
+                raise
             except RangeUnmapped:
                 if attempt and self.is_settled(span):
                     raise
@@ -278,6 +280,8 @@ class Source(abc.ABC):
                     raise CannotSplice
                 if self._splice(span, pieces, header, workspace):
                     return span.size
+            except NoAnswer:
+                raise
             except RangeUnmapped:
                 if attempt and self.is_settled(span):
                     raise
