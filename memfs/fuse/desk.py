@@ -150,9 +150,9 @@ class Desk:
     def _node(self, head: Head) -> Node:
         return self._tree.inodes.node_of(head.node)
 
-    def tidy(self) -> None:
-        """Let go of what was kept for a moment; to be called with each tick while requests come."""
-        self._tree.contents.looks.forget_old()
+    def tidy(self) -> bool:
+        """Let go of what was kept for a moment; to be called with each tick, until it returns False."""
+        return self._tree.contents.looks.forget_old()
 
     # Names and attributes
 

@@ -167,7 +167,7 @@ class Service:
             leader = self._leader
             self._place(leader)
             self.interrupts.look()
-            self.desk.tidy()
+            keeps = self.desk.tidy()
             requests = leader.requests
             before, total = total, sum(server.requests for server in list(self._servers))
             if total - before >= _BUSY_REQUESTS:
@@ -175,7 +175,7 @@ class Service:
                 self._keep_awake()
                 continue
             quiet_ticks += 1
-            if quiet_ticks >= _QUIET_TICKS and not self.interrupts.pending:
+            if quiet_ticks >= _QUIET_TICKS and not self.interrupts.pending and not keeps:
                 quiet_ticks = 0
                 if self._latency is not None:
                     self._latency.release()

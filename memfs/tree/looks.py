@@ -68,8 +68,11 @@ class Looks:
         self._statuses[identity] = time.monotonic() + _KEPT_S, status
         return status
 
-    def forget_old(self) -> None:
-        """Close what has been kept for long enough; to be called now and then."""
+    def forget_old(self) -> bool:
+        """Close what has been kept for long enough; to be called now and then, until nothing is left.
+
+        Returns whether something is.
+        """
         now = time.monotonic()
         with self._lock:
             old = [key for key, (until, _) in self._spaces.items() if until <= now]
@@ -78,6 +81,7 @@ class Looks:
                 del self._statuses[identity]
         for space in spaces:
             space.close()
+        return bool(self._spaces)
 
 
 _NO_SPACE: tuple[float, AddressSpace | None] = 0.0, None

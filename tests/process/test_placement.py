@@ -162,8 +162,9 @@ class _Desk:
 
     handlers: ClassVar[dict[int, object]] = {}
 
-    def tidy(self) -> None:
+    def tidy(self) -> bool:
         """Nothing is kept."""
+        return False
 
 
 class _Device:
