@@ -54,6 +54,7 @@ _VARYING = (
     (re.compile(r"(?<=copied, ).*"), "<speed>"),
     (re.compile(r"(?<=_us\": )\d+"), "<microseconds>"),
     (re.compile(r"(?<=flags=\").*(?=\")"), "<flags>"),
+    (re.compile(r"\d+ -> \.\./\.\./\d+"), "<pid> -> ../../<pid>"),
     (re.compile(r"(?<=process )\d+|(?<=/proc/)\d+|(?<=/mnt/mem/)\d+|(?<=daemon=\")\d+"), "<pid>"),
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
