@@ -54,6 +54,7 @@ def serve(directory: int, mountpoint: Path, options: MountOptions, answering: Ca
     """
     _allow_many_files()
     use_one_arena()
+    threading.excepthook = _log_end
     _defer_end()
     server = ForkServer()  # first of all: nothing is open yet, and there is one thread
     try:
@@ -105,6 +106,12 @@ def _mount_and_serve(
     log.info("unmounted %r", os.fspath(mountpoint))
     if ending.was_unmounted and not has_answered:
         raise CannotMount(f"{mountpoint} was unmounted at once", "mount again")
+
+
+def _log_end(ended: threading.ExceptHookArgs) -> None:
+    """Say that a thread has ended which was not to: there is no stderr in the background."""
+    found = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    log.error("thread %s ended", ended.thread.name if ended.thread else "?", exc_info=found)
 
 
 class _Ending:

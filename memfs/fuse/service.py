@@ -162,12 +162,13 @@ class Service:
                 self._traffic.wait()
                 self._traffic.clear()
             time.sleep(_TICK_S)
-            self._replace_stuck()
-            self._arrange_second()
+            keeps = True
+            try:
+                keeps = self._look_after()
+            except Exception:
+                # Without the watchdog one stuck thread would stop the mount.
+                log.exception("the watchdog failed for no known reason, and goes on")
             leader = self._leader
-            self._place(leader)
-            self.interrupts.look()
-            keeps = self.desk.tidy()
             requests = leader.requests
             before, total = total, sum(server.requests for server in list(self._servers))
             if total - before >= _BUSY_REQUESTS:
@@ -183,6 +184,14 @@ class Service:
                 # A request may have come while this was being decided: then no one will wake us for it.
                 if leader.busy or leader is not self._leader or leader.requests != requests:
                     self.watch_sleeps = False
+
+    def _look_after(self) -> bool:
+        """What the watchdog does at each tick; returns whether something is kept for a moment still."""
+        self._replace_stuck()
+        self._arrange_second()
+        self._place(self._leader)
+        self.interrupts.look()
+        return self.desk.tidy()
 
     def _place(self, leader: Server) -> None:
         """Give who answers a direct reader and who reads ahead for it a CPU each, while both are busy."""

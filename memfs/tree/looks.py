@@ -65,7 +65,8 @@ class Looks:
         if kept is not None and time.monotonic() < until:
             return kept
         status = read_status(identity.pid)
-        self._statuses[identity] = time.monotonic() + _KEPT_S, status
+        with self._lock:
+            self._statuses[identity] = time.monotonic() + _KEPT_S, status
         return status
 
     def forget_old(self) -> bool:
@@ -79,9 +80,10 @@ class Looks:
             spaces = [self._spaces.pop(key)[1] for key in old]
             for identity in [key for key, (until, _) in self._statuses.items() if until <= now]:
                 del self._statuses[identity]
+            is_left = bool(self._spaces or self._statuses)
         for space in spaces:
             space.close()
-        return bool(self._spaces)
+        return is_left
 
 
 _NO_SPACE: tuple[float, AddressSpace | None] = 0.0, None

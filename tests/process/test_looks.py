@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.target import Target
 
-from memfs.target.identity import identify
+from memfs.target.identity import Identity, identify, read_status
 from memfs.target.process import VmaFlagsCache
 from memfs.tree import looks as module
 from memfs.tree.looks import Looks
@@ -65,6 +65,35 @@ def test_what_is_given_is_open_while_others_let_go_of_it(
             forgetting.result()
         _forget_all(looks)
         assert _descriptors() == before
+
+
+def test_what_is_kept_can_be_forgotten_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog forgets it: were that to fail, nothing would look after stuck threads any more."""
+    monkeypatch.setattr(module, "_KEPT_S", 1e-4)
+    mine = read_status(os.getpid())
+    monkeypatch.setattr(module, "read_status", lambda _: mine)
+    interval = sys.getswitchinterval()
+    looks = Looks(VmaFlagsCache())
+    done = threading.Event()
+
+    def ask(first: int) -> None:
+        for pid in range(first, first + 20_000):
+            looks.status(Identity(pid, 0))
+
+    def forget() -> None:
+        while not done.is_set():
+            looks.forget_old()
+
+    with ThreadPoolExecutor() as pool:
+        sys.setswitchinterval(1e-6)
+        try:
+            forgetting = pool.submit(forget)
+            for asking in [pool.submit(ask, thread << 20) for thread in range(_THREADS)]:
+                asking.result()
+        finally:
+            sys.setswitchinterval(interval)
+            done.set()
+        forgetting.result()
 
 
 def test_it_is_opened_once_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
