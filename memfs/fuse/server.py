@@ -4,6 +4,7 @@ It takes one request after another. READ and LSEEK go to :mod:`memfs.fuse.readin
 the desk, and the rest to libfuse.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -159,21 +160,23 @@ class Server:
             self.requests += 1
             if post.watch_sleeps:
                 post.wake_watch()
-            try:
-                self._answer(frame[:length])
-            except Exception:
-                # Without this thread the whole mount would stand still.
-                log.exception("a request was lost")
+            self._answer_anyway(frame[:length])
         return True
 
     def _serve_lane(self, ticket: Ticket | None) -> None:
         """Serve *ticket* and what its lane has parked, until no request of it may run."""
         while ticket is not None:
-            try:
-                self._answer(memoryview(ticket.frame), ticket.lane)
-            except Exception:
-                log.exception("a request was lost")
+            self._answer_anyway(memoryview(ticket.frame), ticket.lane)
             ticket = ticket.lane.lanes.leave(ticket.lane)
+
+    def _answer_anyway(self, frame: memoryview, lane: Lane | None = None) -> None:
+        """Do :meth:`_answer`; what goes wrong there ends neither this thread nor the wait of the caller."""
+        try:
+            self._answer(frame, lane)
+        except Exception:
+            log.exception("a request failed for no known reason")
+            with contextlib.suppress(messages.FrameError, OSError):
+                self._reply(messages.error_reply(messages.parse_head(frame)[1], errno.EIO))
 
     def _answer(self, frame: memoryview, lane: Lane | None = None) -> None:
         """Answer one request, as a thread of *lane* if that is given."""
@@ -214,11 +217,9 @@ class Server:
         except (MemfsError, OSError) as error:
             log.debug("%s", error)
             self._reply(messages.error_reply(unique, errno_of(error)))
-        except Exception:
-            log.exception("a request failed for no known reason")
-            self._reply(messages.error_reply(unique, errno.EIO))
-        if self._done():
-            file.let_go()
+        finally:
+            if self._done():
+                file.let_go()
 
     def _answer_at_desk(self, frame: memoryview, lane: Lane | None) -> None:
         """The same for a request about a name or an open file, here or, if it may take long, in a lane."""
@@ -241,15 +242,17 @@ class Server:
         except (MemfsError, OSError) as error:
             desk.note_failure(error)
             self._reply(messages.error_reply(head.unique, errno_of(error)))
-        except Exception:
-            log.exception("a request failed for no known reason")
-            self._reply(messages.error_reply(head.unique, errno.EIO))
-        self._done()
+        finally:
+            self._done()
 
     def _carry_out(self, desk: Desk, head: Head, body: memoryview) -> None:
         reply = desk.handlers[head.opcode](head, body)
-        if not self._reply(messages.reply_to(head.unique, reply)):
-            desk.undo(head, body, reply)
+        is_heard = False
+        try:
+            is_heard = self._reply(messages.reply_to(head.unique, reply))
+        finally:
+            if not is_heard:
+                desk.undo(head, body, reply)
 
     def _done(self) -> bool:
         """It is in no request any more; returns whether someone else has answered the one that it was in."""

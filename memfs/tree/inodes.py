@@ -114,6 +114,13 @@ def _all(table: dict[int, int | list[int]]) -> Iterator[int]:
         yield from _several(packed)
 
 
+def _name(within: int) -> Name:
+    try:
+        return Name(within)
+    except ValueError:
+        raise NoSuchEntry("no file has that number") from None
+
+
 def is_vma(number: int) -> bool:
     """Whether an inode number is that of the file of a VMA."""
     return number & _VMA_BIT != 0
@@ -173,11 +180,11 @@ class Inodes:
         """The node that got *number*.
 
         Raises:
-            NoSuchEntry: it belonged to a process that has been forgotten since it ended.
+            NoSuchEntry: it belonged to a process that has been forgotten since it ended, or to nothing.
         """
         serial, within = divmod(number, 1 << _WITHIN_BITS)
         if not serial:
-            return Fixed(Name(within))
+            return Fixed(_name(within))
         key = self._key_of.get(serial)
         if key is None:
             raise NoSuchEntry("the process of this file has ended")
@@ -187,7 +194,7 @@ class Inodes:
             return self._vma_node(key, serial, within & ~_VMA_BIT)
         if within & _SINCE_BIT and isinstance(key, SnapshotId):
             return SinceNode(key, within & ~_SINCE_BIT)
-        return ProcessNode(key, Name(within))
+        return ProcessNode(key, _name(within))
 
     def _vma_node(self, owner: Owner, serial: int, place: int) -> VmaNode:
         vmas = self._vmas.get(owner)

@@ -185,3 +185,10 @@ def test_threads_that_ask_at_once_get_the_same_numbers() -> None:
         assert len(answers) == 4
         assert all(answer == answers[0] for answer in answers)
         assert [inodes.node_of(number) for number in answers[0]] == asked
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_a_number_that_nothing_has_leads_nowhere(number: int) -> None:
+    inodes = Inodes(set)
+    with pytest.raises(NoSuchEntry):
+        inodes.node_of(number << 8 | 0xFF)  # no name has that value
