@@ -106,6 +106,8 @@ def of_targets(pen: int) -> Iterator[str]:
             # The exit signal is the 38th field of proc(5); the children of the targets have SIGCHLD.
             if stat[35] == b"0":
                 odd[pid] = f"target left with a copy of memfs's: process {pid}, state {stat[0].decode()}"
+            elif stat[0] == b"T" and int(stat[1]) == pen and int(stat[3]) != pid:
+                pass  # an orphan: who stopped it was killed before it could have it go on
             elif stat[0] in (b"T", b"t"):
                 odd[pid] = f"target left stopped: process {pid}, state {stat[0].decode()}"
             else:
