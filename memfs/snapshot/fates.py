@@ -18,6 +18,7 @@ from memfs.target.withheld import DONTFORK, FLAGS, Withheld
 _SERVED = "another process or machine serves its file"
 _TOO_MUCH = "and more than snapshot_copy allows"
 _MAPPED_SINCE = "and it was mapped just before"
+_ADVISED_SINCE = "and it was mapped or advised so just before"
 _BY_OTHERS = ", and other processes that map it did not stand still"
 
 
@@ -60,6 +61,7 @@ class Facts:
 
     Attributes:
         known: what was mapped when it was decided what is copied, before the stop.
+        before: what smaps said then of each VMA, by its start address.
         uses: what smaps says of each VMA of the fork, by its start address; of the process where it was not
             forked.
         copied: the VMAs whose bytes were copied, by their start address.
@@ -73,6 +75,7 @@ class Facts:
     """
 
     known: Layout
+    before: ReadOnlyDict[int, MemoryUse]
     uses: ReadOnlyDict[int, MemoryUse]
     copied: ReadOnlyDict[int, Copied]
     fetched: tuple[Span, ...]
@@ -115,7 +118,7 @@ def decide(region: Region, facts: Facts) -> Part:
             known = facts.known.at(region.span.start) == region
             why = facts.why_live.get(object_key(region.mapping), _TOO_MUCH if known else _MAPPED_SINCE)
             return Part(region, Fate.LIVE, f"{reason}, {why}")
-        return Part(absent, Fate.ABSENT, f"{reason}, {_TOO_MUCH}")
+        return Part(absent, Fate.ABSENT, f"{reason}, {_why_not_copied(region, use.flags, facts)}")
     if region.kind is Kind.OPAQUE and region.mapping.shared:
         return Part(region, Fate.LIVE, "a device")
     return Part(region, Fate.FROZEN)
@@ -144,7 +147,14 @@ def _why_kept_out(region: Region, facts: Facts) -> str:
         return "MADV_DONTFORK, memory of a driver"
     if facts.may_be_pinned:
         return f"MADV_DONTFORK, a device may use it, {_TOO_MUCH}"
-    return f"MADV_DONTFORK, {_TOO_MUCH}"
+    return f"MADV_DONTFORK, {_why_not_copied(region, frozenset((DONTFORK,)), facts)}"
+
+
+def _why_not_copied(region: Region, flags: frozenset[bytes], facts: Facts) -> str:
+    """Return why private memory with *flags* was not copied: too much, or nobody knew that it had to be."""
+    before = facts.before.get(region.span.start)
+    known = before is not None and flags & FLAGS <= before.flags
+    return _TOO_MUCH if known else _ADVISED_SINCE
 
 
 def is_steady(region: Region, steady: frozenset[ObjectKey]) -> bool:

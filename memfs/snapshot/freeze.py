@@ -347,6 +347,7 @@ class Freezing:
             why_live = {**why_live, **self._follower.why}
         return Facts(
             known=self._known_layout,
+            before=self._known.uses,
             uses=uses,
             copied=copied,
             fetched=self._known.fetched,

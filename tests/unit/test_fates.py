@@ -32,6 +32,7 @@ def _uses(*flags: bytes) -> dict[int, MemoryUse]:
 
 _FORKED = Facts(
     known=Layout((_region(Kind.SHARED),)),
+    before=_uses(b"dc"),
     uses=_uses(),
     copied={},
     fetched=(),
@@ -110,6 +111,15 @@ def test_a_served_file_is_never_copied(kind: Kind, forked: Fate, copied: Fate) -
 def test_what_the_fork_lacks_is_absent_and_says_why(kind: Kind, pinned: bool, reason: str) -> None:
     part = decide(_region(kind), attrs.evolve(_FORKED, uses={}, may_be_pinned=pinned))
     assert (part.fate, part.reason) == (Fate.ABSENT, reason)
+
+
+def test_memory_that_nobody_knew_to_be_kept_out_is_not_said_to_be_too_much() -> None:
+    late = attrs.evolve(_FORKED, before=_uses(), uses={})
+    assert decide(_region(Kind.ANONYMOUS), late).reason.endswith("just before")
+    emptied = attrs.evolve(_FORKED, uses=_uses(b"wf"))
+    assert decide(_region(Kind.ANONYMOUS), emptied).reason.endswith("just before")
+    known = attrs.evolve(emptied, before=_uses(b"wf"))
+    assert decide(_region(Kind.ANONYMOUS), known).reason.endswith("snapshot_copy allows")
 
 
 def test_memory_that_was_emptied_in_the_fork_is_absent_unless_it_was_let_in() -> None:
