@@ -119,7 +119,7 @@ class Desk:
         if opcode == _OPENDIR:
             return node in (_ROOT, _BY_NAME) or isinstance(node, CommDir) or name in _LONG_TO_LIST
         if opcode == _READDIRPLUS:
-            handle, offset, _ = messages.parse_read_body(body)
+            handle, offset, _ = messages.parse_read(body, 0)
             listing = self._listings.get(handle)
             return not offset and listing is not None and listing.read
         return opcode == _GETXATTR and messages.parse_attribute_name(body) in USE_NAMES
@@ -192,7 +192,7 @@ class Desk:
         return messages.open_body(number)
 
     def _readdirplus(self, head: Head, body: memoryview) -> bytes:
-        handle, start, room = messages.parse_read_body(body)
+        handle, start, room = messages.parse_read(body, 0)
         listing = self._listing(handle)
         if not start and listing.read:  # rewinddir
             listing.entries = self._tree.list(listing.node)

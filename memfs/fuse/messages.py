@@ -116,37 +116,22 @@ def parse_request(frame: memoryview) -> tuple[Head, memoryview]:
     return Head._make(_HEAD.unpack_from(frame)), frame[_HEAD.size :]
 
 
-def _body(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
-    if len(frame) < _IN_HEADER.size + layout.size:
-        raise FrameError(f"a frame of {len(frame)} bytes ends inside its request")
-    return layout.unpack_from(frame, _IN_HEADER.size)
+def _unpack(layout: struct.Struct, data: memoryview, at: int = 0) -> tuple[int, ...]:
+    if len(data) < at + layout.size:
+        raise FrameError(f"{len(data)} bytes end inside their request")
+    return layout.unpack_from(data, at)
 
 
-def parse_read(frame: memoryview) -> tuple[int, int, int]:
-    """The body of a READ: of which open file (handle), from where (offset), how many bytes."""
-    handle, offset, size = _body(_READ_IN, frame)
-    return handle, offset, size
-
-
-def parse_read_body(body: memoryview) -> tuple[int, int, int]:
-    """The same of a READDIRPLUS, without its head: which directory, from where, how many bytes at most."""
-    if len(body) < _READ_IN.size:
-        raise FrameError(f"a body of {len(body)} bytes ends inside its request")
-    handle, offset, size = _READ_IN.unpack_from(body)
+def parse_read(data: memoryview, at: int = _HEAD.size) -> tuple[int, int, int]:
+    """A READ or READDIRPLUS, whose body is in *data* from *at* on: the handle, from where, how many bytes."""
+    handle, offset, size = _unpack(_READ_IN, data, at)
     return handle, offset, size
 
 
 def parse_seek(frame: memoryview) -> tuple[int, int, int]:
     """The body of an LSEEK: in which open file (handle), from where (offset), to what (whence)."""
-    handle, offset, whence, _ = _body(_LSEEK_IN, frame)
+    handle, offset, whence, _ = _unpack(_LSEEK_IN, frame, _HEAD.size)
     return handle, offset, whence
-
-
-def _unpack(layout: struct.Struct, body: memoryview) -> int:
-    if len(body) < layout.size:
-        raise FrameError(f"a body of {len(body)} bytes ends inside its request")
-    value: int = layout.unpack_from(body)[0]
-    return value
 
 
 def parse_name(body: memoryview) -> bytes:
@@ -161,17 +146,17 @@ def parse_mkdir(body: memoryview) -> bytes:
 
 def parse_flags(body: memoryview) -> int:
     """The flags of an OPEN; the mask of an ACCESS."""
-    return _unpack(_FLAGS_IN, body)
+    return _unpack(_FLAGS_IN, body)[0]
 
 
 def parse_release(body: memoryview) -> int:
     """The handle that a RELEASE or RELEASEDIR ends."""
-    return _unpack(_RELEASE_IN, body)
+    return _unpack(_RELEASE_IN, body)[0]
 
 
 def parse_room(body: memoryview) -> int:
     """How many bytes a GETXATTR or LISTXATTR has room for; 0 asks for their number."""
-    return _unpack(_GETXATTR_IN, body)
+    return _unpack(_GETXATTR_IN, body)[0]
 
 
 def parse_attribute_name(body: memoryview) -> bytes:
@@ -181,7 +166,7 @@ def parse_attribute_name(body: memoryview) -> bytes:
 
 def parse_interrupt(frame: memoryview) -> int:
     """The *unique* of the request that an INTERRUPT wants to end."""
-    return _body(_INTERRUPT_IN, frame)[0]
+    return _unpack(_INTERRUPT_IN, frame, _HEAD.size)[0]
 
 
 def pack_reply_head(into: memoryview, at: int, unique: int, body_bytes: int) -> None:
@@ -270,8 +255,8 @@ _WANTED = InitFlag.DIRECT_IO_ALLOW_MMAP | InitFlag.PASSTHROUGH
 def parse_init(frame: memoryview) -> int:
     """The flags that the kernel offers in INIT, both words; a kernel before 5.17 has only one."""
     if len(frame) < _IN_HEADER.size + _INIT_IN.size:
-        return _body(struct.Struct("=4I"), frame)[3]
-    _, _, _, low, high = _body(_INIT_IN, frame)
+        return _unpack(struct.Struct("=4I"), frame, _HEAD.size)[3]
+    _, _, _, low, high = _unpack(_INIT_IN, frame, _HEAD.size)
     return low | (high << 32 if low & InitFlag.INIT_EXT else 0)
 
 

@@ -1,21 +1,16 @@
 """What stat(2) tells of things in the tree, as values."""
 
 import stat as stat_module
-import time
 
 import attrs
 
-from memfs.tree.nodes import Name, Node, ProcessNode
+from memfs.tree.nodes import Node
 
 DIRECTORY = stat_module.S_IFDIR | 0o500
 OPEN_DIRECTORY = stat_module.S_IFDIR | 0o555
 SNAPSHOT_DIRECTORY = stat_module.S_IFDIR | 0o700
 FILE = stat_module.S_IFREG | 0o400
 LINK = stat_module.S_IFLNK | 0o777
-
-_BLOCK_BYTES = 512
-_NAME_TIMEOUT_S = 0.5
-_PID_TIMEOUT_S = 0.1
 
 
 @attrs.frozen
@@ -65,36 +60,3 @@ class Ownership:
     ctime_ns: int
     held_bytes: int
     live: bool
-
-
-def describe_node(
-    number: int,
-    node: Node,
-    mode: int,
-    ownership: Ownership,
-    *,
-    size_bytes: int = 0,
-    held_bytes: int = 0,
-    mtime_ns: int | None = None,
-    settled: bool = True,
-) -> Attributes:
-    """The attributes of *node*, which has the inode number *number*.
-
-    *mtime_ns* is when its content last changed, where that is known; *settled*: whether its size is.
-    """
-    if mtime_ns is None:
-        mtime_ns = time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns
-    is_pid = isinstance(node, ProcessNode) and node.name is Name.PROCESS
-    timeout_s = _PID_TIMEOUT_S if is_pid else _NAME_TIMEOUT_S
-    return Attributes(
-        number=number,
-        mode=mode,
-        uid=ownership.uid,
-        gid=ownership.gid,
-        size_bytes=size_bytes,
-        blocks=-(-held_bytes // _BLOCK_BYTES),
-        mtime_ns=mtime_ns,
-        ctime_ns=ownership.ctime_ns,
-        name_timeout_s=timeout_s if settled else 0,
-        settled=settled,
-    )

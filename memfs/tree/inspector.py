@@ -5,6 +5,7 @@ question needs: for most nodes who it is and whose, for a VMA file that VMA alon
 """
 
 import os
+import stat as stat_module
 import time
 from collections.abc import Callable, Sequence
 from typing import overload
@@ -28,13 +29,15 @@ from memfs.tree.attributes import (
     Attributes,
     Entry,
     Ownership,
-    describe_node,
 )
 from memfs.tree.contents import REGION_LINKS, Contents, link_target, region_of
 from memfs.tree.inodes import Inodes
 from memfs.tree.nodes import Fixed, Name, Node, Owner, ProcessNode, SinceNode, VmaNode
 from memfs.vmanames import name_of
 
+_BLOCK_BYTES = 512
+_NAME_TIMEOUT_S = 0.5
+_PID_TIMEOUT_S = 0.1
 _TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that memfs runs on
 
 _SELF = Fixed(Name.SELF)
@@ -181,14 +184,24 @@ class Inspector:
         mtime_ns: int | None = None,
         settled: bool = True,
     ) -> Attributes:
-        return describe_node(
-            self._inodes.number_of(node),
-            node,
-            mode,
-            ownership,
+        """The attributes of *node*.
+
+        *mtime_ns* is when its content last changed, where that is known; *settled*: whether its size is.
+        """
+        if mtime_ns is None:
+            mtime_ns = time.time_ns() if ownership.live and stat_module.S_ISREG(mode) else ownership.ctime_ns
+        is_pid = isinstance(node, ProcessNode) and node.name is Name.PROCESS
+        timeout_s = _PID_TIMEOUT_S if is_pid else _NAME_TIMEOUT_S
+        return Attributes(
+            number=self._inodes.number_of(node),
+            mode=mode,
+            uid=ownership.uid,
+            gid=ownership.gid,
             size_bytes=size_bytes,
-            held_bytes=held_bytes,
+            blocks=-(-held_bytes // _BLOCK_BYTES),
             mtime_ns=mtime_ns,
+            ctime_ns=ownership.ctime_ns,
+            name_timeout_s=timeout_s if settled else 0,
             settled=settled,
         )
 

@@ -17,7 +17,6 @@ U64 = st.integers(0, (1 << 64) - 1)
 PARSERS = (
     messages.parse_head,
     messages.parse_request,
-    messages.parse_read_body,
     messages.parse_flags,
     messages.parse_release,
     messages.parse_room,
@@ -77,7 +76,7 @@ def test_bodies_of_requests_are_read(name: bytes, number: int, handle: int) -> N
     assert messages.parse_flags(memoryview(struct.pack("<II", number, 0))) == number
     assert messages.parse_release(memoryview(struct.pack("<QIIQ", handle, 1, 2, 3))) == handle
     listing = memoryview(struct.pack("<QQIIQII", handle, 5, number, 0, 0, 0, 0))
-    assert messages.parse_read_body(listing) == (handle, 5, number)
+    assert messages.parse_read(listing, 0) == (handle, 5, number)
 
 
 @given(st.binary(max_size=100), U32)
